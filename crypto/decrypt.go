@@ -1,0 +1,455 @@
+package crypto
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/aes"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
+)
+
+func init() {
+	// GnuPG 2.3 and later write version 5 packets with --force-ocb; the library
+	// reads them but has them switched off.
+	packet.V5Disabled = false
+}
+
+const (
+	// readAhead is how much of the file is read at once. With the armor
+	// decoder's own 4 KiB, half the time of a large file goes into system calls.
+	readAhead = 1 << 20
+	// maxPassphrasePackets bounds the S2K work that a hostile file can ask for.
+	maxPassphrasePackets = 8
+	// maxSkipped bounds the marker and padding packets that are passed over.
+	maxSkipped = 16
+	// maxArgon2Exponent bounds the memory that a hostile file can ask for: 2^21
+	// KiB are 2 GiB, what RFC 9106 recommends as its first choice.
+	maxArgon2Exponent = 21
+)
+
+// Decrypt reads one message from src and writes its content to dst.
+//
+// It writes before it knows that the message is authentic, for only the end of
+// the message tells: on any error the caller must throw away what dst got. The
+// error is a [Fault] or an [*Error] unless dst failed. Content of more than max
+// bytes is ErrTooLarge, and at most max bytes are written.
+func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
+	in := &source{r: src}
+	buf := bufio.NewReaderSize(in, readAhead)
+	body, armored, err := dearmor(buf)
+	if err == nil {
+		err = decryptBinary(dst, body, passphrase, max)
+	}
+	if err == nil && armored {
+		err = armorEnd(buf)
+	}
+	if err != nil && in.err != nil {
+		return ErrRead
+	}
+	return err
+}
+
+// source remembers that reading failed: to the parsers above it that looks
+// like damage.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+const messageType = "PGP MESSAGE"
+
+// dearmor returns the binary message in buf, which may be armored: the top bit
+// is set in the first byte of every OpenPGP packet and in no ASCII text.
+func dearmor(buf *bufio.Reader) (body io.Reader, armored bool, err error) {
+	head, err := buf.Peek(1)
+	if err != nil {
+		return nil, false, ErrNotOpenPGP
+	}
+	if head[0]&0x80 != 0 {
+		return buf, false, nil
+	}
+	block, err := armor.Decode(buf)
+	if err != nil {
+		return nil, false, ErrNotOpenPGP
+	}
+	if block.Type != messageType {
+		return nil, false, &Error{Fault: ErrNotOpenPGP, Detail: "the armor holds another kind of data"}
+	}
+	return &armorBody{r: block.Body}, true, nil
+}
+
+// armorBody remembers the end, so that a decoder that reads on past it does not
+// run into the lines that follow.
+type armorBody struct {
+	r   io.Reader
+	err error
+}
+
+func (a *armorBody) Read(p []byte) (int, error) {
+	if a.err != nil {
+		return 0, a.err
+	}
+	n, err := a.r.Read(p)
+	a.err = err
+	return n, err
+}
+
+// armorEnd checks what follows the armor's data: at most the closing line, and
+// blank space. The decoder has used up the closing line unless a checksum line
+// stood before it.
+func armorEnd(buf *bufio.Reader) error {
+	for first := true; ; {
+		line, err := buf.ReadSlice('\n')
+		if err == bufio.ErrBufferFull {
+			return ErrTrailing
+		}
+		line = bytes.TrimSpace(line)
+		switch {
+		case len(line) == 0:
+		case first && bytes.Equal(line, []byte("-----END "+messageType+"-----")):
+			first = false
+		default:
+			return ErrTrailing
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) error {
+	in := bufio.NewReaderSize(r, 64<<10)
+	if err := describe(in); err != nil {
+		return err
+	}
+	var keys []*packet.SymmetricKeyEncrypted
+	var publicKey bool
+	for skipped := 0; ; {
+		p, err := packet.Read(in)
+		if err != nil {
+			return outerFault(err, len(keys) > 0 || publicKey)
+		}
+		switch p := p.(type) {
+		case *packet.SymmetricKeyEncrypted:
+			if keys = append(keys, p); len(keys) > maxPassphrasePackets {
+				return unsupported("more passphrase packets than any program writes")
+			}
+			if err := describe(in); err != nil {
+				return err
+			}
+		case *packet.EncryptedKey:
+			publicKey = true
+		case *packet.Marker, packet.Padding:
+			if skipped++; skipped > maxSkipped {
+				return ErrDamaged
+			}
+		case *packet.SymmetricallyEncrypted, *packet.AEADEncrypted:
+			if len(keys) == 0 {
+				if publicKey {
+					return ErrPublicKey
+				}
+				// RFC 4880 5.7: no key packet means IDEA and MD5.
+				return unsupported("a message without a passphrase packet")
+			}
+			if se, ok := p.(*packet.SymmetricallyEncrypted); ok && !se.IntegrityProtected {
+				return ErrNoIntegrity
+			}
+			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, max); err != nil {
+				return err
+			}
+			if _, err := in.ReadByte(); err != io.EOF {
+				if err != nil {
+					return ErrDamaged
+				}
+				return ErrTrailing
+			}
+			return nil
+		case *packet.Compressed, *packet.LiteralData, *packet.OnePassSignature:
+			return &Error{Fault: ErrNotOpenPGP, Detail: "it is not encrypted"}
+		default:
+			return &Error{Fault: ErrNotOpenPGP, Detail: "it holds keys or signatures"}
+		}
+	}
+}
+
+// outerFault says what a packet that cannot be parsed means outside the
+// encryption.
+func outerFault(err error, begun bool) error {
+	var unsup pgperrors.UnsupportedError
+	var crit pgperrors.CriticalUnknownPacketTypeError
+	var aead pgperrors.AEADError
+	switch {
+	case errors.As(err, &unsup), errors.As(err, &crit), errors.As(err, &aead):
+		// The library's text holds numbers of the packet header at most.
+		return unsupported(err.Error())
+	case begun, err == io.ErrUnexpectedEOF:
+		return ErrDamaged
+	}
+	return ErrNotOpenPGP
+}
+
+// open finds the passphrase packet that fits and writes the content to dst.
+func open(dst io.Writer, data packet.EncryptedDataPacket, keys []*packet.SymmetricKeyEncrypted, passphrase []byte, max int64) error {
+	var prefix []byte
+	if se, ok := data.(*packet.SymmetricallyEncrypted); ok && se.Version == 1 {
+		// Peeked at, not read: the library reads it again.
+		ahead := bufio.NewReaderSize(se.Contents, 64<<10)
+		prefix, _ = ahead.Peek(aes.BlockSize + 2)
+		se.Contents = ahead
+	}
+	fault := ErrWrongPassphrase
+	for _, k := range keys {
+		key, cipher, err := k.Decrypt(passphrase)
+		if err != nil || !fits(prefix, cipher, key) {
+			continue
+		}
+		plain, err := data.Decrypt(cipher, key)
+		clear(key)
+		if err != nil {
+			// Here the passphrase has opened the session key.
+			fault = ErrDamaged
+			continue
+		}
+		return content(dst, plain, max)
+	}
+	return fault
+}
+
+// fits makes the quick check of RFC 4880 5.13: two bytes of the prefix repeat
+// under the right key. It tells a wrong passphrase from damage, but for one in
+// 65,536; it decides nothing, for the integrity check follows. It is made for
+// AES only and takes any other cipher's key as fitting.
+func fits(prefix []byte, cipher packet.CipherFunction, key []byte) bool {
+	if cipher < packet.CipherAES128 || cipher > packet.CipherAES256 || len(prefix) < aes.BlockSize+2 {
+		return true
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return true
+	}
+	var pad [aes.BlockSize]byte
+	block.Encrypt(pad[:], pad[:])
+	first := [2]byte{prefix[14] ^ pad[14], prefix[15] ^ pad[15]}
+	block.Encrypt(pad[:], prefix[:aes.BlockSize])
+	again := [2]byte{prefix[16] ^ pad[0], prefix[17] ^ pad[1]}
+	return subtle.ConstantTimeCompare(first[:], again[:]) == 1
+}
+
+// content copies the literal data inside the encryption to dst. Whatever is
+// wrong in there is one fault: telling more would tell an attacker who changes
+// the file what came of it.
+func content(dst io.Writer, plain io.ReadCloser, max int64) error {
+	out := &limited{w: dst, left: max}
+	err := literal(out, plain, 0)
+	switch {
+	case out.err != nil:
+		return out.err
+	case err != nil:
+		return err
+	case plain.Close() != nil: // checks the MDC; AEAD checks at EOF
+		return ErrDamaged
+	}
+	return nil
+}
+
+func literal(dst io.Writer, r io.Reader, depth int) error {
+	for skipped := 0; ; {
+		p, err := packet.Read(r)
+		if err != nil {
+			return ErrDamaged
+		}
+		switch p := p.(type) {
+		case packet.Padding, *packet.Marker:
+			if skipped++; skipped > maxSkipped {
+				return ErrDamaged
+			}
+		case *packet.Compressed:
+			if depth > 0 {
+				return ErrDamaged
+			}
+			if err := literal(dst, p.Body, depth+1); err != nil {
+				return err
+			}
+			return atEnd(r)
+		case *packet.LiteralData:
+			if p.Format == 't' || p.Format == 'u' || p.Format == 'm' {
+				// As gpg does: text travels with CR LF and loses every CR here.
+				dst = &withoutCR{dst}
+			}
+			if _, err := io.CopyBuffer(dst, onlyReader{p.Body}, make([]byte, 64<<10)); err != nil {
+				return ErrDamaged
+			}
+			return atEnd(r)
+		case *packet.OnePassSignature, *packet.Signature:
+			return unsupported("a signature inside the encryption")
+		default:
+			return ErrDamaged
+		}
+	}
+}
+
+// atEnd allows padding behind the data, which RFC 9580 permits, and nothing
+// else.
+func atEnd(r io.Reader) error {
+	for range maxSkipped {
+		p, err := packet.Read(r)
+		if err == io.EOF {
+			return nil
+		}
+		if _, padding := p.(packet.Padding); err != nil || !padding {
+			return ErrDamaged
+		}
+	}
+	return ErrDamaged
+}
+
+// onlyReader hides every other method, so that the copy goes through the
+// buffer of the caller's choosing.
+type onlyReader struct{ io.Reader }
+
+// limited lets left bytes through and remembers its own errors, so that they
+// are not taken for damage.
+type limited struct {
+	w    io.Writer
+	left int64
+	err  error
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.err == nil && int64(len(p)) > l.left {
+		l.err = ErrTooLarge
+	}
+	if l.err != nil {
+		return 0, l.err
+	}
+	n, err := l.w.Write(p)
+	l.left -= int64(n)
+	l.err = err
+	return n, err
+}
+
+type withoutCR struct{ w io.Writer }
+
+func (t *withoutCR) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		line, rest, found := bytes.Cut(p, []byte{'\r'})
+		if _, err := t.w.Write(line); err != nil {
+			return 0, err
+		}
+		if !found {
+			break
+		}
+		p = rest
+	}
+	return n, nil
+}
+
+// Numbers of RFC 4880 section 9 and RFC 9580 section 9.
+var (
+	cipherNames = map[byte]string{1: "IDEA", 2: "TripleDES", 3: "CAST5", 4: "Blowfish", 7: "AES128", 8: "AES192", 9: "AES256", 10: "Twofish", 11: "Camellia128", 12: "Camellia192", 13: "Camellia256"}
+	hashNames   = map[byte]string{1: "MD5", 2: "SHA1", 3: "RIPEMD160", 8: "SHA256", 9: "SHA384", 10: "SHA512", 11: "SHA224", 12: "SHA3-256", 14: "SHA3-512"}
+)
+
+// describe looks at a passphrase packet that may begin here, so that what
+// cannot be read has a name and what asks for too much is not tried. The
+// library would pass over both in silence.
+func describe(in *bufio.Reader) error {
+	head, _ := in.Peek(32)
+	body, ok := packetBody(head, 3)
+	if !ok || len(body) < 4 {
+		return nil
+	}
+	version, cipher, s2k := body[0], body[1], body[2:]
+	switch version {
+	case 4:
+	case 5:
+		s2k = body[3:]
+	case 6: // two octet counts around cipher, mode
+		if len(body) < 7 {
+			return nil
+		}
+		cipher, s2k = body[2], body[5:]
+	default:
+		return unsupported(fmt.Sprintf("version %d of the passphrase packet", version))
+	}
+	switch cipher {
+	case 2, 3, 7, 8, 9:
+	default:
+		return unsupported("the cipher " + name(cipherNames, cipher))
+	}
+	if len(s2k) < 2 {
+		return nil
+	}
+	switch s2k[0] {
+	case 0, 1, 3:
+		switch s2k[1] {
+		case 2, 8, 9, 10, 11, 12, 14:
+		default:
+			return unsupported("S2K with the digest " + name(hashNames, s2k[1]))
+		}
+	case 4: // salt of 16, passes, lanes, memory exponent
+		if len(s2k) >= 20 && s2k[19] > maxArgon2Exponent {
+			return unsupported(fmt.Sprintf("Argon2 with 2^%d KiB of memory", s2k[19]))
+		}
+	default:
+		return unsupported(fmt.Sprintf("S2K mode %d", s2k[0]))
+	}
+	return nil
+}
+
+func name(names map[byte]string, n byte) string {
+	if s := names[n]; s != "" {
+		return s
+	}
+	return fmt.Sprintf("number %d", n)
+}
+
+// packetBody returns the start of the body if a packet of that tag begins here
+// (RFC 4880 section 4.2).
+func packetBody(head []byte, tag byte) ([]byte, bool) {
+	if len(head) < 2 || head[0]&0x80 == 0 {
+		return nil, false
+	}
+	if head[0]&0x40 != 0 { // new format
+		skip := 2
+		switch {
+		case head[1] == 255:
+			skip = 6
+		case head[1] >= 192 && head[1] < 224:
+			skip = 3
+		}
+		return head[min(skip, len(head)):], head[0]&0x3f == tag
+	}
+	skip := 1 + 1<<(head[0]&3)
+	return head[min(skip, len(head)):], head[0]>>2&0xf == tag
+}
+
+// LooksLikeMessage tells from the first bytes of a file whether it may be an
+// OpenPGP message, armored or not. It is a guard against overwriting something
+// else, not a check of the message.
+func LooksLikeMessage(head []byte) bool {
+	if bytes.Contains(head, []byte("-----BEGIN "+messageType+"-----")) {
+		return true
+	}
+	for _, tag := range []byte{1, 3} {
+		if body, ok := packetBody(head, tag); ok && len(body) > 0 && body[0] >= 2 && body[0] <= 6 {
+			return true
+		}
+	}
+	return false
+}
