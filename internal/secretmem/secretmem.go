@@ -1,0 +1,295 @@
+// Package secretmem holds bytes that can be wiped and not be looked at.
+//
+// A [Buffer] lives in memory made by memfd_secret(2): its pages are taken out
+// of the kernel's own map, so that neither /proc/PID/mem nor
+// process_vm_readv(2) nor a debugger's core can read them, not even for root.
+// Where the kernel has no memfd_secret, a [Store] that does not insist on it
+// uses anonymous memory that is locked against swap and left out of cores, and
+// says so in its [Kind].
+//
+// Bytes enter by read(2) from a descriptor and leave by write(2) into a pipe.
+// No constructor takes a byte slice and no method gives one out, so there is no
+// copy on the Go heap that a caller could forget. What wiping cannot reach:
+// the kernel's own pages while a pipe holds them, and whatever the reader does.
+package secretmem
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Kind names the kernel facility that backs a store's buffers.
+type Kind string
+
+const (
+	// Secret is memfd_secret(2), Linux 5.14 and later, unless it was switched
+	// off with secretmem.enable=0.
+	Secret Kind = "memfd_secret"
+	// Locked is anonymous memory with mlock(2), MADV_DONTDUMP and
+	// MADV_WIPEONFORK. Root can read it through /proc/PID/mem.
+	Locked Kind = "mlock"
+)
+
+// ErrNoSecret says that the kernel offers no memfd_secret and that the caller
+// would have nothing less.
+var ErrNoSecret = errors.New("the kernel offers no memfd_secret")
+
+// ErrTooLarge says that a buffer would have grown beyond the most it may hold.
+var ErrTooLarge = errors.New("larger than the most that may be held")
+
+// A LimitError says that memory could not be locked. The usual cause is
+// RLIMIT_MEMLOCK, which counts secret memory too unless the process has
+// CAP_IPC_LOCK.
+type LimitError struct {
+	Need  int64  // bytes that this buffer would hold locked
+	Limit uint64 // RLIMIT_MEMLOCK in bytes; unix.RLIM_INFINITY if unlimited
+	Err   error
+}
+
+func (e *LimitError) Error() string {
+	limit := "unlimited"
+	if e.Limit != unix.RLIM_INFINITY {
+		limit = fmt.Sprintf("%d bytes", e.Limit)
+	}
+	return fmt.Sprintf("cannot lock %d bytes of memory (RLIMIT_MEMLOCK is %s): %v", e.Need, limit, e.Err)
+}
+
+func (e *LimitError) Unwrap() error { return e.Err }
+
+// A Store makes buffers of one kind and counts those that are alive. It may be
+// used by several goroutines.
+type Store struct {
+	kind Kind
+	live atomic.Int64
+}
+
+// Open finds out what the kernel offers. With requireSecret it returns
+// ErrNoSecret rather than a store of a lesser kind.
+func Open(requireSecret bool) (*Store, error) {
+	fd, err := unix.MemfdSecret(unix.O_CLOEXEC)
+	if err == nil {
+		unix.Close(fd)
+		return &Store{kind: Secret}, nil
+	}
+	if requireSecret {
+		return nil, fmt.Errorf("%w: %w", ErrNoSecret, err)
+	}
+	return &Store{kind: Locked}, nil
+}
+
+// Kind tells what backs the store's buffers.
+func (s *Store) Kind() Kind { return s.kind }
+
+// Live tells how many buffers were made and not yet wiped.
+func (s *Store) Live() int64 { return s.live.Load() }
+
+// NewBuffer makes an empty buffer that may grow to max bytes. It must be wiped.
+func (s *Store) NewBuffer(max int64) *Buffer {
+	s.live.Add(1)
+	return &Buffer{store: s, max: max}
+}
+
+// mapSegment makes one segment. A memfd_secret file cannot be resized once it has a
+// size, hence growth by segments; its descriptor is closed at once, because a
+// descriptor could be passed on and mapped elsewhere.
+func (s *Store) mapSegment(n int) ([]byte, error) {
+	if s.kind == Secret {
+		fd, err := unix.MemfdSecret(unix.O_CLOEXEC)
+		if err != nil {
+			return nil, fmt.Errorf("memfd_secret: %w", err)
+		}
+		defer unix.Close(fd)
+		if err := unix.Ftruncate(fd, int64(n)); err != nil {
+			return nil, fmt.Errorf("memfd_secret: ftruncate: %w", err)
+		}
+		// MAP_POPULATE is left out: it cannot fault secret memory in.
+		m, err := unix.Mmap(fd, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return nil, fmt.Errorf("memfd_secret: mmap: %w", err)
+		}
+		// A child made by fork would share the pages; none needs them.
+		if err := unix.Madvise(m, unix.MADV_DONTFORK); err != nil {
+			unix.Munmap(m)
+			return nil, fmt.Errorf("memfd_secret: madvise: %w", err)
+		}
+		return m, nil
+	}
+	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("mmap: %w", err)
+	}
+	for _, advice := range []int{unix.MADV_DONTDUMP, unix.MADV_DONTFORK, unix.MADV_WIPEONFORK} {
+		if err := unix.Madvise(m, advice); err != nil {
+			unix.Munmap(m)
+			return nil, fmt.Errorf("madvise: %w", err)
+		}
+	}
+	if err := unix.Mlock(m); err != nil {
+		unix.Munmap(m)
+		return nil, fmt.Errorf("mlock: %w", err)
+	}
+	return m, nil
+}
+
+// A Buffer is secret memory that grows as it is filled. Its methods may be
+// called by several goroutines; the caller sees to it that filling has ended
+// before the buffer is sent.
+type Buffer struct {
+	store *Store
+	max   int64
+
+	mu    sync.Mutex
+	segs  [][]byte // whole mappings; all but the last are full
+	size  int64
+	room  int64 // bytes mapped
+	wiped bool
+}
+
+// ErrWiped is returned by every use of a buffer after Wipe.
+var ErrWiped = errors.New("the secret was wiped")
+
+// Size is the number of bytes held.
+func (b *Buffer) Size() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.size
+}
+
+// Segments are multiples of the page and double, so that a small secret costs
+// one page and a large one few mappings.
+const maxSegment = 16 << 20
+
+func (b *Buffer) grow() error {
+	n := int64(unix.Getpagesize())
+	if len(b.segs) > 0 {
+		n = min(b.room, maxSegment)
+	}
+	seg, err := b.store.mapSegment(int(n))
+	if err != nil {
+		var limit unix.Rlimit
+		_ = unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
+		// EAGAIN and ENOMEM are what mmap and mlock say beyond the limit; any
+		// other failure means just as well that the bytes have no safe place.
+		return &LimitError{Need: b.room + n, Limit: limit.Cur, Err: err}
+	}
+	b.segs = append(b.segs, seg)
+	b.room += n
+	return nil
+}
+
+// Fill reads exactly n bytes from the descriptor straight into the buffer's
+// memory. It returns io.ErrUnexpectedEOF if fewer came, ErrTooLarge if the
+// buffer may not hold them, a *LimitError if memory cannot be locked.
+func (b *Buffer) Fill(fd int, n int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.wiped {
+		return ErrWiped
+	}
+	if n < 0 || n > b.max-b.size {
+		return ErrTooLarge
+	}
+	for n > 0 {
+		if b.size == b.room {
+			if err := b.grow(); err != nil {
+				return err
+			}
+		}
+		last := b.segs[len(b.segs)-1]
+		free := last[int64(len(last))-(b.room-b.size):]
+		got, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, free[:min(n, int64(len(free)))]) })
+		if err != nil {
+			return fmt.Errorf("read: %w", err)
+		}
+		if got == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		b.size += int64(got)
+		n -= int64(got)
+	}
+	return nil
+}
+
+// writeTo writes the n bytes at off to the descriptor.
+func (b *Buffer) writeTo(fd int, off, n int64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.wiped {
+		return ErrWiped
+	}
+	if off < 0 || n < 0 || off > b.size || n > b.size-off {
+		return fmt.Errorf("%d bytes at %d of a buffer of %d", n, off, b.size)
+	}
+	for _, seg := range b.segs {
+		if n == 0 {
+			return nil
+		}
+		if off >= int64(len(seg)) {
+			off -= int64(len(seg))
+			continue
+		}
+		part := seg[off:min(int64(len(seg)), off+n)]
+		off = 0
+		n -= int64(len(part))
+		for len(part) > 0 {
+			wrote, err := ignoringEINTR(func() (int, error) { return unix.Write(fd, part) })
+			if err != nil {
+				return err
+			}
+			part = part[wrote:]
+		}
+	}
+	return nil
+}
+
+// Wipe overwrites the memory with zeros, looks that they are there, and unmaps
+// it. It may be called again, to no effect. An error means that the memory
+// could not be unmapped; it holds zeros all the same.
+func (b *Buffer) Wipe() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.wiped {
+		return nil
+	}
+	b.wiped = true
+	b.store.live.Add(-1)
+	var errs []error
+	for _, seg := range b.segs {
+		clear(seg)
+		// The mapping is unmapped through a pointer that the compiler cannot
+		// see through, so that the stores above cannot be taken for dead.
+		if !allZero(seg) {
+			errs = append(errs, errors.New("memory was not zeroed"))
+		}
+		if err := unix.Munmap(seg); err != nil {
+			errs = append(errs, fmt.Errorf("munmap: %w", err))
+		}
+	}
+	b.segs = nil
+	return errors.Join(errs...)
+}
+
+//go:noinline
+func allZero(seg []byte) bool {
+	words := unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(seg))), len(seg)/8)
+	var or uint64
+	for _, w := range words {
+		or |= w
+	}
+	return or == 0
+}
+
+func ignoringEINTR(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
+}
