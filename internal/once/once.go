@@ -1,0 +1,401 @@
+// Package once decides who may have the bytes, and when that is over.
+//
+//	           claim                    close, reads left
+//	┌────────┐──────────▶┌─────────┐──────────────────────┐
+//	│ sealed │           │ claimed │                      │
+//	└────────┘◀──────────└─────────┘                      │
+//	   ▲  │  close before      │  close after the last     │
+//	   │  │  any byte went out │  permitted read, hold over│
+//	   │  │                    ▼                           │
+//	   │  │ expire, destroy  ┌───────┐                     │
+//	   │  └─────────────────▶│ spent │◀── destroy          │
+//	   │                     └───────┘                     │
+//	   └───────────────────────────────────────────────────┘
+//
+// A [Secret] is sealed until somebody claims it. While it is claimed nobody
+// else can. A claim that closes before any byte went out is given back; once a
+// byte went out it is spent at close, and the last permitted one takes the
+// memory with it: it is zeroed before the state can be seen as spent.
+package once
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A State is where a secret stands.
+type State int
+
+const (
+	Sealed  State = iota // nobody has it; the next claim succeeds
+	Claimed              // one reader has it open
+	Spent                // it is gone; its memory is zeroed
+)
+
+func (s State) String() string {
+	switch s {
+	case Sealed:
+		return "sealed"
+	case Claimed:
+		return "claimed"
+	case Spent:
+		return "spent"
+	}
+	return fmt.Sprintf("State(%d)", int(s))
+}
+
+// MarshalText makes a state readable in JSON.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (s *State) UnmarshalText(text []byte) error {
+	for _, known := range []State{Sealed, Claimed, Spent} {
+		if string(text) == known.String() {
+			*s = known
+			return nil
+		}
+	}
+	return fmt.Errorf("unknown state %q", text)
+}
+
+var (
+	// ErrClaimed says that another reader has it.
+	ErrClaimed = errors.New("claimed by another reader")
+	// ErrSpent says that it is gone.
+	ErrSpent = errors.New("spent")
+	// ErrRevoked says that the claim was taken away while it was open.
+	ErrRevoked = errors.New("the claim was revoked")
+)
+
+// Bytes is what a secret guards. Wipe zeroes it; after Wipe every use of it
+// fails.
+type Bytes interface {
+	Size() int64
+	Wipe() error
+}
+
+// A Reader is who asked, as far as the kernel tells. It is for the log and the
+// status, never for a decision.
+type Reader struct {
+	PID    uint32 `json:"pid"` // of the asking thread; 0 if outside the daemon's pid namespace
+	UID    uint32 `json:"uid"`
+	GID    uint32 `json:"gid"`
+	Exe    string `json:"exe,omitempty"`
+	Cgroup string `json:"cgroup,omitempty"`
+}
+
+// A Kind says what happened to a secret.
+type Kind string
+
+const (
+	Claiming  Kind = "claim"     // a reader opened it
+	GiveBack  Kind = "give-back" // closed before any byte went out
+	Delivery  Kind = "delivery"  // closed after bytes went out
+	Refusal   Kind = "refusal"   // an act that is never allowed, or a reader who is not
+	Late      Kind = "late"      // an attempt while claimed or after the spend
+	Expiry    Kind = "expiry"    // not read in time, or held too long
+	Destroyed Kind = "destroyed" // unread at shutdown
+)
+
+// An Event is one thing that happened. Sent counts every byte that went out,
+// also when some went out twice; Whole says that all of them did, in order.
+type Event struct {
+	Time       time.Time
+	Kind       Kind
+	Op         string  // the attempted act, for refusals and late attempts
+	Reader     *Reader // nil where nobody asked
+	Sent, Size int64
+	Whole      bool
+	Left       int   // reads that are left
+	Untold     int64 // attempts before this one that were counted and not told
+	Err        error // memory that could not be given back
+}
+
+// Options say how a secret may be read. The zero value is one read, no limits.
+type Options struct {
+	// Reads is how many claims may be spent one after another; less than 1
+	// means 1.
+	Reads int
+	// Expire wipes the secret if it was not claimed for the last time within
+	// this long after New; 0 means never. A claim that is open then runs on.
+	Expire time.Duration
+	// Hold wipes the secret this long after the first byte of a claim went out,
+	// if the claim is still open; 0 means never.
+	Hold time.Duration
+	// Observe is told each event in the order of the changes. It is called with
+	// the secret locked: it must neither block nor call back.
+	Observe func(Event)
+}
+
+// A Secret is bytes that are handed out a fixed number of times. All methods
+// may be called by several goroutines and none of them blocks on a reader.
+type Secret struct {
+	opts  Options
+	bytes Bytes
+	size  int64
+
+	mu       sync.Mutex
+	state    State
+	claim    *Claim // not nil exactly while claimed
+	left     int
+	expired  bool // the expiry came while claimed
+	expire   *time.Timer
+	changed  time.Time
+	last     *Reader   // who had the latest claim
+	lastAt   time.Time // when that claim was made
+	sent     int64     // by the latest claim
+	whole    bool
+	attempts int64 // late and refused, in all
+	untold   int64
+	toldAt   time.Time
+}
+
+// New seals the bytes. The secret owns them from here on.
+func New(b Bytes, opts Options) *Secret {
+	s := &Secret{opts: opts, bytes: b, size: b.Size(), left: max(1, opts.Reads), changed: time.Now()}
+	if opts.Expire > 0 {
+		s.expire = time.AfterFunc(opts.Expire, s.onExpire)
+	}
+	return s
+}
+
+// Size is the true size in bytes, also after the spend.
+func (s *Secret) Size() int64 { return s.size }
+
+// State tells where the secret stands.
+func (s *Secret) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// to is the one place that changes the state.
+func (s *Secret) to(next State) error {
+	var err error
+	if next == Spent {
+		// Zeroed first: whoever sees "spent" may rely on it.
+		err = s.bytes.Wipe()
+		s.left = 0
+		if s.expire != nil {
+			s.expire.Stop()
+		}
+	}
+	if next != Claimed {
+		s.claim = nil
+	}
+	s.state = next
+	s.changed = time.Now()
+	return err
+}
+
+func (s *Secret) tell(e Event) {
+	if s.opts.Observe == nil {
+		return
+	}
+	e.Time, e.Size, e.Left = time.Now(), s.size, s.left
+	s.opts.Observe(e)
+}
+
+// A Claim is one reader's hold on a secret, from open to the last close.
+type Claim struct {
+	s      *Secret
+	reader Reader
+	began  bool // a byte went out, or the end of an empty secret
+	sent   int64
+	prefix int64 // bytes that went out in order from the start
+	hold   *time.Timer
+}
+
+// Claim takes the secret for a reader. It returns ErrClaimed or ErrSpent if it
+// cannot be had. who is called only if the claim succeeds.
+func (s *Secret) Claim(who func() Reader) (*Claim, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state {
+	case Claimed:
+		return nil, ErrClaimed
+	case Spent:
+		return nil, ErrSpent
+	}
+	c := &Claim{s: s, reader: who()}
+	_ = s.to(Claimed) // only Spent wipes
+	s.claim = c
+	s.last, s.lastAt, s.sent, s.whole = &c.reader, s.changed, 0, false
+	s.tell(Event{Kind: Claiming, Reader: &c.reader})
+	return c, nil
+}
+
+// Valid returns nil while the claim may still be served, else ErrRevoked.
+func (c *Claim) Valid() error {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.s.claim != c {
+		return ErrRevoked
+	}
+	return nil
+}
+
+// Last tells whether the claim, once begun, takes the secret with it.
+func (c *Claim) Last() bool {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	return c.s.left <= 1 || c.s.expired
+}
+
+// Delivered notes that n bytes at off went out to the reader. Reading an empty
+// secret delivers it too.
+func (c *Claim) Delivered(off, n int64) {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n <= 0 && s.size > 0 {
+		return
+	}
+	if !c.began {
+		c.began = true
+		if s.opts.Hold > 0 && s.claim == c {
+			c.hold = time.AfterFunc(s.opts.Hold, c.onHold)
+		}
+	}
+	c.sent += n
+	if off <= c.prefix && off+n > c.prefix {
+		c.prefix = off + n
+	}
+	if s.claim == c {
+		s.sent, s.whole = c.sent, c.prefix == s.size
+	}
+}
+
+// Close ends the claim and returns the state that follows: sealed if it was
+// given back or reads are left, else spent. Closing a revoked claim or closing
+// twice changes nothing.
+func (c *Claim) Close() State {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.claim != c {
+		return s.state
+	}
+	c.end(Delivery)
+	return s.state
+}
+
+// end closes the open claim; the caller holds the lock.
+func (c *Claim) end(kind Kind) {
+	s := c.s
+	if c.hold != nil {
+		c.hold.Stop()
+	}
+	next := Sealed
+	switch {
+	case kind != Delivery:
+		next = Spent
+	case !c.began:
+		kind = GiveBack
+	default:
+		s.left--
+		if s.left == 0 {
+			next = Spent
+		}
+	}
+	late := next == Sealed && s.expired
+	if late {
+		next = Spent
+	}
+	err := s.to(next)
+	s.tell(Event{Kind: kind, Reader: &c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+	if late {
+		s.tell(Event{Kind: Expiry, Op: "expire"})
+	}
+}
+
+func (c *Claim) onHold() {
+	c.s.mu.Lock()
+	defer c.s.mu.Unlock()
+	if c.s.claim == c {
+		c.end(Expiry)
+	}
+}
+
+func (s *Secret) onExpire() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state {
+	case Sealed:
+		err := s.to(Spent)
+		s.tell(Event{Kind: Expiry, Op: "expire", Err: err})
+	case Claimed:
+		s.expired = true
+	}
+}
+
+// Destroy zeroes the secret now, whatever its state. A claim that is open is
+// revoked. It returns what Wipe returned.
+func (s *Secret) Destroy() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.state {
+	case Spent:
+		return nil
+	case Claimed:
+		c := s.claim
+		if c.hold != nil {
+			c.hold.Stop()
+		}
+		err := s.to(Spent)
+		s.tell(Event{Kind: Destroyed, Reader: &c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+		return err
+	}
+	err := s.to(Spent)
+	s.tell(Event{Kind: Destroyed, Err: err})
+	return err
+}
+
+// tellEvery is how often attempts of a flood are told; the rest are counted.
+const tellEvery = time.Second
+
+// Attempt notes an act that was turned away. Of a flood it tells one a second,
+// with the number of those before it that it did not tell. who is called only
+// for those it tells.
+func (s *Secret) Attempt(kind Kind, op string, who func() Reader) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.attempts++
+	now := time.Now()
+	if !s.toldAt.IsZero() && now.Sub(s.toldAt) < tellEvery {
+		s.untold++
+		return
+	}
+	s.toldAt = now
+	r := who()
+	e := Event{Kind: kind, Op: op, Reader: &r, Untold: s.untold}
+	s.untold = 0
+	s.tell(e)
+}
+
+// A Status is what may be told about a secret.
+type Status struct {
+	State    State      `json:"state"`
+	Size     int64      `json:"size"`
+	Left     int        `json:"reads_left"`
+	Changed  time.Time  `json:"changed"`
+	Reader   *Reader    `json:"reader,omitempty"` // who had the latest claim
+	ReadAt   *time.Time `json:"read_at,omitempty"`
+	Sent     int64      `json:"sent"`
+	Whole    bool       `json:"whole"`
+	Attempts int64      `json:"attempts"` // refused and late
+}
+
+// Status tells all that may be told. Asking changes nothing.
+func (s *Secret) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := Status{State: s.state, Size: s.size, Left: s.left, Changed: s.changed, Sent: s.sent, Whole: s.whole, Attempts: s.attempts}
+	if s.last != nil {
+		r, at := *s.last, s.lastAt
+		st.Reader, st.ReadAt = &r, &at
+	}
+	return st
+}
