@@ -1,0 +1,290 @@
+package fs
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"bazil.org/fuse"
+	"golang.org/x/sys/unix"
+
+	"oncefs/internal/once"
+	"oncefs/internal/process"
+	"oncefs/internal/secretmem"
+)
+
+// Opcodes of linux/fuse.h that the library does not know.
+const (
+	opIoctl   = 39
+	opRename2 = 45
+	opTmpfile = 51
+)
+
+// errno is the one table from our errors to the kernel's.
+func errno(err error) error {
+	var e unix.Errno
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, once.ErrClaimed), errors.Is(err, once.ErrSpent):
+		return unix.ENOENT
+	case errors.Is(err, once.ErrRevoked), errors.Is(err, secretmem.ErrWiped):
+		return unix.ESTALE
+	case errors.As(err, &e):
+		return e
+	}
+	return unix.EIO
+}
+
+// dispatch answers one request, or sees to it that it is answered.
+func (s *Server) dispatch(req fuse.Request) {
+	switch r := req.(type) {
+	case *fuse.LookupRequest:
+		s.lookup(r)
+	case *fuse.GetattrRequest:
+		s.getattr(r)
+	case *fuse.OpenRequest:
+		switch f := s.secret(r.Node); {
+		case f != nil && !r.Dir:
+			s.open(r, f)
+		case r.Dir && r.Node == fuse.RootID && s.under != nil:
+			r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&listing{root: true})})
+		default:
+			s.below(r, r.Node, func(path string) { s.openUnder(r, path) })
+		}
+	case *fuse.ReadRequest:
+		switch h := s.handle(r.Handle).(type) {
+		case *reading:
+			s.read(r, h)
+		case nil:
+			r.RespondError(unix.EBADF)
+		default:
+			s.elsewhere(func() { s.readUnder(r, h) })
+		}
+	case *fuse.ReleaseRequest:
+		s.releaseHandle(r)
+	case *fuse.ReadlinkRequest:
+		s.below(r, r.Node, func(path string) { s.readlink(r, path) })
+	case *fuse.StatfsRequest:
+		s.statfs(r)
+	case *fuse.GetxattrRequest:
+		s.getxattr(r)
+	case *fuse.ListxattrRequest:
+		r.Respond(&fuse.ListxattrResponse{})
+
+	case *fuse.ForgetRequest:
+		s.forget(r.Node, r.N)
+		r.Respond()
+	case *fuse.BatchForgetRequest:
+		for _, f := range r.Forget {
+			s.forget(f.NodeID, f.N)
+		}
+		r.Respond()
+	case *fuse.InterruptRequest:
+		// Every request is answered at once; there is nothing to interrupt.
+		r.Respond()
+	case *fuse.NotifyReply:
+		discard(r)
+	case *fuse.DestroyRequest:
+		r.Respond()
+
+	case *fuse.SetattrRequest, *fuse.CreateRequest, *fuse.MkdirRequest, *fuse.MknodRequest, *fuse.SymlinkRequest,
+		*fuse.LinkRequest, *fuse.RenameRequest, *fuse.RemoveRequest, *fuse.WriteRequest, *fuse.FAllocateRequest,
+		*fuse.SetxattrRequest, *fuse.RemovexattrRequest:
+		s.refuse(req)
+	case *fuse.UnrecognizedRequest:
+		switch r.Opcode {
+		case opRename2, opTmpfile:
+			s.refuse(req)
+		case opIoctl:
+			r.RespondError(unix.ENOTTY)
+		default:
+			// The kernel takes this for "no such call here" and does without: seek
+			// to data or hole, copying between files of one mount, stat by handle.
+			r.RespondError(unix.ENOSYS)
+		}
+	default:
+		// Flush, Fsync, Access, Poll, locks: nothing to do that the kernel does
+		// not do by itself, and it does not ask again.
+		req.RespondError(unix.ENOSYS)
+	}
+}
+
+// discard gives a request's memory back to the library without an answer. Only
+// a forget does that there.
+func discard(req fuse.Request) { (&fuse.ForgetRequest{Header: *req.Hdr()}).Respond() }
+
+// refuse turns away what would change something.
+func (s *Server) refuse(req fuse.Request) {
+	if f := s.secret(req.Hdr().Node); f != nil {
+		f.Secret.Attempt(once.Refusal, "change", who(req.Hdr()))
+	}
+	req.RespondError(unix.EROFS)
+}
+
+func (s *Server) lookup(r *fuse.LookupRequest) {
+	if s.under == nil {
+		r.RespondError(unix.ENOTDIR)
+		return
+	}
+	if f := s.names[r.Name]; f != nil && r.Node == fuse.RootID {
+		if f.Secret.State() != once.Sealed {
+			f.Secret.Attempt(once.Late, "lookup", who(r.Hdr()))
+			r.RespondError(unix.ENOENT)
+			return
+		}
+		r.Respond(&fuse.LookupResponse{Node: f.node, Attr: f.attr(s.since)})
+		return
+	}
+	s.below(r, r.Node, func(path string) { s.lookupUnder(r, path) })
+}
+
+func (s *Server) getattr(r *fuse.GetattrRequest) {
+	f := s.secret(r.Node)
+	if f == nil {
+		if r.Node == fuse.RootID {
+			s.mu.Lock()
+			attr := s.under.rootAttr(s.changed)
+			s.mu.Unlock()
+			r.Respond(&fuse.GetattrResponse{Attr: attr})
+			return
+		}
+		s.below(r, r.Node, func(path string) { s.getattrUnder(r, path) })
+		return
+	}
+	show := func() { r.Respond(&fuse.GetattrResponse{Attr: f.attr(s.since)}) }
+	switch f.Secret.State() {
+	case once.Sealed:
+		show()
+	case once.Claimed:
+		if s.under != nil || r.Pid == 0 {
+			// By path there is no way here any more, only by a descriptor.
+			show()
+			return
+		}
+		// Over a file the path still leads here: only who has it open may see it.
+		s.elsewhere(func() {
+			if process.HoldsOpen(r.Pid, f.inode) {
+				show()
+				return
+			}
+			f.Secret.Attempt(once.Late, "stat", who(r.Hdr()))
+			r.RespondError(unix.ENOENT)
+		})
+	default:
+		r.RespondError(unix.ENOENT)
+	}
+}
+
+func (s *Server) open(r *fuse.OpenRequest, f *file) {
+	if !r.Flags.IsReadOnly() || r.Flags&(fuse.OpenTruncate|fuse.OpenAppend) != 0 {
+		s.refuse(r)
+		return
+	}
+	claim, err := f.Secret.Claim(who(r.Hdr()))
+	if err != nil {
+		f.Secret.Attempt(once.Late, "open", who(r.Hdr()))
+		r.RespondError(errno(err))
+		return
+	}
+	s.noteChange()
+	// Direct I/O: reads come to us and leave nothing in the page cache.
+	r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&reading{file: f, claim: claim}), Flags: fuse.OpenDirectIO})
+}
+
+func (s *Server) read(r *fuse.ReadRequest, h *reading) {
+	if err := h.claim.Valid(); err != nil {
+		r.RespondError(errno(err))
+		return
+	}
+	if r.Flags&fuse.ReadLockOwner == 0 {
+		// Direct reads name the owner of the descriptor, the page cache's do not.
+		h.cached = true
+	}
+	if s.opts.Release != nil && h.claim.Last() {
+		// The name must be gone before a byte is out.
+		s.elsewhere(func() {
+			if err := s.releaseOnce(); err != nil {
+				s.failed(err)
+				r.RespondError(unix.EIO)
+				return
+			}
+			s.deliver(r, h)
+		})
+		return
+	}
+	s.deliver(r, h)
+}
+
+func (s *Server) releaseOnce() error {
+	s.release.Do(func() { s.freed = s.opts.Release() })
+	return s.freed
+}
+
+// outHeaderSize and the layout are struct fuse_out_header of linux/fuse.h: u32
+// len, s32 error, u64 unique.
+const outHeaderSize = 16
+
+func (s *Server) deliver(r *fuse.ReadRequest, h *reading) {
+	n := min(int64(r.Size), h.Secret.Size()-r.Offset, secretmem.MaxSend)
+	if n <= 0 || r.Offset < 0 {
+		h.claim.Delivered(r.Offset, 0)
+		r.Respond(&fuse.ReadResponse{})
+		return
+	}
+	var head [outHeaderSize]byte
+	binary.NativeEndian.PutUint32(head[0:], uint32(outHeaderSize+n))
+	binary.NativeEndian.PutUint64(head[8:], uint64(r.ID))
+	err := s.pipe.Send(s.dev, head[:], h.Bytes, r.Offset, n)
+	switch {
+	case err == nil:
+		h.claim.Delivered(r.Offset, n)
+		discard(r)
+	case errors.Is(err, unix.ENOENT):
+		// The reader was killed while it waited; nothing went out.
+		discard(r)
+	default:
+		s.failed(err)
+		r.RespondError(errno(err))
+	}
+}
+
+func (s *Server) releaseHandle(r *fuse.ReleaseRequest) {
+	switch h := s.dropHandle(r.Handle).(type) {
+	case *reading:
+		s.closeClaim(h)
+	case interface{ Close() error }:
+		s.elsewhere(func() { h.Close() })
+	}
+	r.Respond()
+}
+
+func (s *Server) closeClaim(h *reading) {
+	state := h.claim.Close()
+	s.noteChange()
+	if h.cached {
+		// No descriptor is left, so no page is being read and this cannot wait.
+		if err := s.conn.InvalidateNode(h.node, 0, -1); err != nil && !errors.Is(err, fuse.ErrNotCached) {
+			s.failed(err)
+		}
+	}
+	if state == once.Spent {
+		s.failed(s.pipe.Scrub())
+	}
+}
+
+func (s *Server) getxattr(r *fuse.GetxattrRequest) {
+	if r.Name != StatusAttr || r.Node != fuse.RootID || s.opts.Status == nil {
+		r.RespondError(unix.ENODATA)
+		return
+	}
+	if r.Uid != 0 && int(r.Uid) != unix.Geteuid() {
+		r.RespondError(unix.EACCES)
+		return
+	}
+	value := s.opts.Status()
+	if r.Size != 0 && int(r.Size) < len(value) {
+		r.RespondError(unix.ERANGE)
+		return
+	}
+	r.Respond(&fuse.GetxattrResponse{Xattr: value})
+}
