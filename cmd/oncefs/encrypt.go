@@ -1,0 +1,211 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/renameio/v2"
+
+	"oncefs/crypto"
+	"oncefs/internal/decryptor"
+	"oncefs/internal/erase"
+	"oncefs/internal/sandbox"
+)
+
+type encryptCmd struct {
+	File            string `arg:"" help:"File to encrypt; - is standard input."`
+	Output          string `short:"o" placeholder:"OUT" help:"Where to write; - is standard output. Default: FILE.enc, or standard output for standard input."`
+	Profile         string `enum:"gpg,rfc9580" default:"gpg" help:"Algorithms: gpg (AES-256, MDC, iterated SHA-512; every gpg reads it) or rfc9580 (AES-256 OCB, Argon2id; no gpg does)."`
+	PassphraseFile  string `placeholder:"FILE" help:"File whose first line is the passphrase; it is left alone. Default: ${passphrase} if it exists, else you are asked twice."`
+	RemovePlaintext bool   `help:"Once the output is on the disk and was decrypted again for comparison, overwrite and remove FILE."`
+	Force           bool   `help:"Overwrite OUT even if it is not an OpenPGP message."`
+}
+
+// Help is shown below the options.
+func (encryptCmd) Help() string {
+	return `OUT is written to a temporary file beside it, synced, and renamed into place: it
+is never half a message. What gpg can do with it: gpg -d OUT.
+
+Examples:
+  oncefs encrypt secrets.yaml
+  oncefs encrypt secrets.yaml --remove-plaintext
+  make-config | oncefs encrypt - -o secrets.yaml.enc --passphrase-file pw`
+}
+
+func (c *encryptCmd) Validate(*kong.Context) error {
+	if c.RemovePlaintext && (c.File == "-" || c.Output == "-") {
+		return errors.New("--remove-plaintext needs a file to remove and a file to compare with")
+	}
+	return nil
+}
+
+func (c *encryptCmd) Run(e *env) error {
+	if err := sandbox.Hide(); err != nil {
+		return err
+	}
+	if c.Output == "" {
+		c.Output = c.File
+		if c.File != "-" {
+			c.Output += ".enc"
+		}
+	}
+	if c.Output != "-" {
+		if err := c.mayWrite(); err != nil {
+			return err
+		}
+	}
+	in := e.stdin
+	var plain *erase.File
+	if c.File != "-" {
+		var err error
+		if plain, err = erase.Open(c.File, c.RemovePlaintext); err != nil {
+			return err
+		}
+		defer plain.Close()
+		in = plain.File()
+	}
+	passphrase, err := c.passphrase(e)
+	if err != nil {
+		return err
+	}
+	defer clear(passphrase)
+	if c.Output == "-" {
+		out := bufio.NewWriter(os.Stdout)
+		if err := crypto.Encrypt(out, in, passphrase, crypto.Profile(c.Profile)); err != nil {
+			return fmt.Errorf("encrypt %s: %w", c.File, err)
+		}
+		return out.Flush()
+	}
+	sum, err := c.write(in, passphrase)
+	if err != nil {
+		return fmt.Errorf("encrypt %s to %s: %w", c.File, c.Output, err)
+	}
+	if !c.RemovePlaintext {
+		return nil
+	}
+	if err := c.compare(passphrase, sum); err != nil {
+		return fmt.Errorf("decrypt %s for comparison: %w (%s was left as it is)", c.Output, err, c.File)
+	}
+	return plain.Remove()
+}
+
+// mayWrite refuses to destroy what is not an encrypted file.
+func (c *encryptCmd) mayWrite() error {
+	info, err := os.Stat(c.Output)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errors.New("is not a regular file")}
+	}
+	if in, err := os.Stat(c.File); err == nil && os.SameFile(in, info) {
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errors.New("is the file to encrypt")}
+	}
+	if c.Force || info.Size() == 0 {
+		return nil
+	}
+	f, err := os.Open(c.Output)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, 4096)
+	n, err := io.ReadFull(f, head)
+	if err != nil && err != io.ErrUnexpectedEOF {
+		return err
+	}
+	if !crypto.LooksLikeMessage(head[:n]) {
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errOutput}
+	}
+	return nil
+}
+
+func (c *encryptCmd) passphrase(e *env) ([]byte, error) {
+	path := c.PassphraseFile
+	if path == "" {
+		path = defaultPassphraseFile
+		if _, err := os.Stat(path); err != nil {
+			tty, err := decryptor.OpenTerminal()
+			if err != nil {
+				return nil, fmt.Errorf("%w (%s does not exist)", errNoPassphrase, path)
+			}
+			defer tty.Close()
+			return decryptor.Ask(tty, "oncefs: passphrase for "+c.Output, true)
+		}
+	}
+	f, err := erase.Open(path, false)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
+	}
+	defer f.Close()
+	if f.Exposed {
+		e.warn(path+" can be read by others", "chmod 600 "+path)
+	}
+	p, err := decryptor.FirstLine(f.File())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return p, nil
+}
+
+// write makes the output whole or not at all, and returns the plaintext's sum.
+func (c *encryptCmd) write(in io.Reader, passphrase []byte) (hash.Hash, error) {
+	path := c.Output
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real // replace the file, not the link to it
+	}
+	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.WithExistingPermissions(), renameio.WithTempDir(filepath.Dir(path)))
+	if err != nil {
+		return nil, err
+	}
+	defer out.Cleanup()
+	sum := sha256.New()
+	buf := bufio.NewWriter(out)
+	if err := crypto.Encrypt(buf, io.TeeReader(in, sum), passphrase, crypto.Profile(c.Profile)); err != nil {
+		return nil, err
+	}
+	if err := buf.Flush(); err != nil {
+		return nil, err
+	}
+	if err := out.CloseAtomicallyReplace(); err != nil {
+		return nil, err
+	}
+	// The rename is on the disk only when its directory is.
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return sum, dir.Sync()
+}
+
+// compare reads the output back and decrypts it: a plaintext is only ever
+// removed when there is something that gives it back.
+func (c *encryptCmd) compare(passphrase []byte, want hash.Hash) error {
+	f, err := os.Open(c.Output)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got := sha256.New()
+	if err := crypto.Decrypt(got, f, passphrase, math.MaxInt64); err != nil {
+		return err
+	}
+	if subtle.ConstantTimeCompare(got.Sum(nil), want.Sum(nil)) != 1 {
+		return errors.New("it holds something else")
+	}
+	return nil
+}

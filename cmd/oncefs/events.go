@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/term"
+
+	"oncefs/internal/once"
+)
+
+// events writes one structured line for each thing that happens. Telling it
+// never blocks: lines wait in a queue for a goroutine that writes them, and what
+// does not fit is counted and told later. A log that nobody reads must not stall
+// a reader.
+type events struct {
+	queue chan record
+	lost  atomic.Int64
+	done  chan struct{}
+	log   *slog.Logger
+}
+
+type record struct {
+	at    time.Time
+	level slog.Level
+	name  string
+	attrs []slog.Attr
+}
+
+// newEvents starts the writing goroutine: text for a terminal, JSON for
+// anything else.
+func newEvents(w *os.File) *events {
+	var handler slog.Handler = slog.NewJSONHandler(w, nil)
+	if term.IsTerminal(int(w.Fd())) {
+		handler = slog.NewTextHandler(w, nil)
+	}
+	return startEvents(handler)
+}
+
+func startEvents(handler slog.Handler) *events {
+	e := &events{queue: make(chan record, 1024), done: make(chan struct{}), log: slog.New(handler)}
+	go func() {
+		defer close(e.done)
+		for r := range e.queue {
+			e.write(r)
+		}
+	}()
+	return e
+}
+
+func (e *events) write(r record) {
+	ctx := context.Background()
+	if n := e.lost.Swap(0); n > 0 {
+		e.log.LogAttrs(ctx, slog.LevelWarn, "events-lost", slog.Int64("count", n))
+	}
+	rec := slog.NewRecord(r.at, r.level, r.name, 0)
+	rec.AddAttrs(r.attrs...)
+	_ = e.log.Handler().Handle(ctx, rec)
+}
+
+func (e *events) tell(level slog.Level, name string, attrs ...slog.Attr) {
+	e.put(record{at: time.Now(), level: level, name: name, attrs: attrs})
+}
+
+func (e *events) put(r record) {
+	select {
+	case e.queue <- r:
+	default:
+		e.lost.Add(1)
+	}
+}
+
+// close writes what is left, for as long as a second: the log may be stuck.
+// Nothing may be told afterwards.
+func (e *events) close() {
+	close(e.queue)
+	select {
+	case <-e.done:
+	case <-time.After(time.Second):
+	}
+}
+
+// observe returns the observer of one secret.
+func (e *events) observe(path string) func(once.Event) {
+	return func(ev once.Event) {
+		attrs := []slog.Attr{slog.String("path", path)}
+		level := slog.LevelInfo
+		switch ev.Kind {
+		case once.Delivery, once.Destroyed:
+			attrs = append(attrs, slog.Int64("sent", ev.Sent), slog.Int64("of", ev.Size), slog.Bool("whole", ev.Whole), slog.Int("left", ev.Left))
+		case once.Expiry:
+			attrs = append(attrs, slog.Int64("sent", ev.Sent), slog.Int64("of", ev.Size), slog.String("limit", ev.Op))
+			level = slog.LevelWarn
+		case once.Refusal, once.Late:
+			attrs = append(attrs, slog.String("op", ev.Op))
+			level = slog.LevelWarn
+		}
+		if ev.Untold > 0 {
+			attrs = append(attrs, slog.Int64("untold", ev.Untold))
+		}
+		if r := ev.Reader; r != nil {
+			attrs = append(attrs, slog.Uint64("pid", uint64(r.PID)), slog.Uint64("uid", uint64(r.UID)), slog.Uint64("gid", uint64(r.GID)),
+				slog.String("exe", r.Exe), slog.String("cgroup", r.Cgroup))
+		}
+		if ev.Err != nil {
+			level = slog.LevelError
+			attrs = append(attrs, slog.String("error", ev.Err.Error()))
+		}
+		e.put(record{at: ev.Time, level: level, name: string(ev.Kind), attrs: attrs})
+	}
+}

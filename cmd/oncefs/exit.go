@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"oncefs/crypto"
+	"oncefs/internal/decryptor"
+	"oncefs/internal/erase"
+	"oncefs/internal/mountpoint"
+	"oncefs/internal/secretmem"
+)
+
+// Exit statuses. They are a promise (docs/exit-codes.md, and a test compares):
+// a number never changes its meaning. 2 is left to a crash of the Go runtime.
+const (
+	exitOther       = 1
+	exitTarget      = 10
+	exitMounted     = 11
+	exitNoFUSE      = 12
+	exitMount       = 13
+	exitNoEncrypted = 20
+	exitAmbiguous   = 21
+	exitPassphrase  = 30
+	exitWrong       = 31
+	exitNotRemoved  = 32
+	exitDamaged     = 40
+	exitNotOpenPGP  = 41
+	exitUnsupported = 42
+	exitTooLarge    = 43
+	exitMemory      = 50
+	exitRequired    = 51
+	exitChild       = 52
+	exitStopped     = 60
+	exitOutput      = 61
+	exitUsage       = 80
+	exitClaimed     = 90
+	exitSpent       = 91
+	exitNotReady    = 92
+)
+
+// An exit is one row of the table.
+type exit struct {
+	code    int
+	meaning string
+	is      []error          // any of these, by errors.Is
+	as      func(error) bool // or this
+	advice  string           // what to do
+	hints   map[error]string // what to do, where one row has several causes
+}
+
+func (e *exit) hint(err error) string {
+	for cause, hint := range e.hints {
+		if errors.Is(err, cause) {
+			return hint
+		}
+	}
+	return e.advice
+}
+
+// errors of this package
+var (
+	errNoEncrypted  = errors.New("there is no encrypted file")
+	errAmbiguous    = errors.New("there are two encrypted files of that name, and they differ")
+	errNoPassphrase = errors.New("there is no passphrase file and no terminal to ask at")
+	errOutput       = errors.New("is there already and is not an OpenPGP message")
+	errStopped      = errors.New("stopped before it was ready")
+	errNotFit       = errors.New("the options do not fit together")
+	errSelfCheck    = errors.New("the mount does not show what it should")
+)
+
+func as[T error](err error) bool {
+	var target T
+	return errors.As(err, &target)
+}
+
+// exits is searched from the top: the first row that fits is the one.
+var exits = []exit{
+	{code: exitNotRemoved, meaning: "the passphrase file (or, for encrypt, the plaintext) cannot be removed",
+		as: as[*erase.RemoveError],
+		hints: map[error]string{
+			unix.EROFS:        "copy it from the read-only volume to a memory emptyDir first and name the copy, or keep it with --keep-passphrase",
+			erase.ErrSymlink:  "name the file itself; a Kubernetes Secret volume is made of links: copy the key to a memory emptyDir first",
+			erase.ErrHardLink: "remove the other name, or keep the file with --keep-passphrase",
+			unix.EPERM:        "take away its immutable attribute (chattr -i), or keep it with --keep-passphrase",
+		},
+		advice: "make its directory writable for this user, or keep the file with --keep-passphrase"},
+	{code: exitNoEncrypted, meaning: "there is no encrypted file", is: []error{errNoEncrypted},
+		advice: "make one with: oncefs encrypt secrets.yaml (or wait for it with --wait)"},
+	{code: exitAmbiguous, meaning: "a relative --enc names two files that differ", is: []error{errAmbiguous},
+		advice: "name one of them by its absolute path"},
+	{code: exitPassphrase, meaning: "there is no passphrase, or it cannot be used",
+		is: []error{errNoPassphrase, decryptor.ErrNoTerminal, erase.ErrNoRegular}, as: as[decryptor.PassphraseFault],
+		hints: map[error]string{
+			decryptor.ErrEmpty: "the passphrase is the first line of its file; it may not be empty",
+		},
+		advice: "name the file with --passphrase-file, or run it at a terminal to be asked"},
+	{code: exitWrong, meaning: "the passphrase is wrong (damage to the first bytes looks the same)", is: []error{crypto.ErrWrongPassphrase},
+		advice: "compare with gpg -d FILE; the passphrase is the first line of its file, all of it"},
+	{code: exitDamaged, meaning: "the encrypted file is damaged, cut short, has data after its end, or has no integrity protection",
+		is: []error{crypto.ErrDamaged, crypto.ErrTrailing, crypto.ErrNoIntegrity, crypto.ErrRead},
+		hints: map[error]string{
+			crypto.ErrNoIntegrity: "encrypt it again with a gpg that is not told otherwise, or with oncefs encrypt",
+			crypto.ErrTrailing:    "the file must hold one message and nothing else",
+		},
+		advice: "take the file from where it was made once more; nothing was mounted and the passphrase file is where it was"},
+	{code: exitNotOpenPGP, meaning: "the file is not an OpenPGP message", is: []error{crypto.ErrNotOpenPGP},
+		advice: "encrypt it with oncefs encrypt, or with gpg --symmetric"},
+	{code: exitUnsupported, meaning: "the message is of a kind that is not read: a public key, another cipher, a signature",
+		is:     []error{crypto.ErrPublicKey, crypto.ErrUnsupported},
+		advice: "encrypt it with a passphrase: oncefs encrypt, or gpg --symmetric --cipher-algo AES256"},
+	{code: exitTooLarge, meaning: "the content is larger than --max-size", is: []error{crypto.ErrTooLarge, secretmem.ErrTooLarge},
+		advice: "raise --max-size if the content is really that large"},
+	{code: exitMemory, meaning: "memory cannot be locked", as: as[*secretmem.LimitError],
+		advice: "raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or give the capability IPC_LOCK"},
+	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret},
+		advice: "boot with secretmem.enable=1 on Linux 5.14 or later, or do without --require secretmem"},
+	{code: exitChild, meaning: "the decrypting process died", is: []error{decryptor.ErrDied},
+		advice: "was it killed for want of memory? nothing was mounted and nothing was removed"},
+	{code: exitMounted, meaning: "the target is an oncefs mount already", is: []error{mountpoint.ErrMounted},
+		advice: "unmount it first with oncefs umount TARGET, or ask it with oncefs status TARGET"},
+	{code: exitNotReady, meaning: "status, umount: no live oncefs is mounted there", is: []error{mountpoint.ErrNotMounted},
+		advice: "oncefs mount TARGET --enc FILE mounts one"},
+	{code: exitTarget, meaning: "the target cannot be mounted on",
+		is: []error{mountpoint.ErrMissing, mountpoint.ErrSymlink, mountpoint.ErrNotEmpty, mountpoint.ErrKind, mountpoint.ErrDead},
+		hints: map[error]string{
+			mountpoint.ErrMissing:  "make the directory first; a file path must end in the name that is served",
+			mountpoint.ErrSymlink:  "name the file itself, not a link to it",
+			mountpoint.ErrNotEmpty: "remove it first: after the read it would be back",
+			mountpoint.ErrDead:     "unmount it first with umount -l",
+		},
+		advice: "name a directory, or a file path that ends in the name that is served"},
+	{code: exitNoFUSE, meaning: "FUSE is not available: no device, no permission, no fusermount3",
+		is: []error{mountpoint.ErrNoDevice, mountpoint.ErrDevice, mountpoint.ErrNoHelper},
+		hints: map[error]string{
+			mountpoint.ErrNoDevice: "load the module (modprobe fuse); in a container pass /dev/fuse through",
+			mountpoint.ErrDevice:   "the device must be readable and writable for this user (mode 0666 on most systems)",
+			mountpoint.ErrNoHelper: "a user who is not root needs it: apt-get install fuse3",
+		}},
+	{code: exitStopped, meaning: "stopped by a signal before it was ready", is: []error{errStopped, context.Canceled}},
+	{code: exitOutput, meaning: "encrypt: the output is there already and is not an OpenPGP message", is: []error{errOutput},
+		advice: "choose another name with -o, or overwrite it with --force"},
+	{code: exitUsage, meaning: "the command line is wrong", is: []error{errNotFit},
+		advice: "oncefs COMMAND --help explains the options"},
+	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck, fs.ErrPermission},
+		advice: "in a container, mounting takes CAP_SYS_ADMIN and /dev/fuse; elsewhere a user who is not root needs fusermount3 (Debian package fuse3)"},
+	{code: exitOther, meaning: "anything else"},
+}
+
+// answers are the statuses of `oncefs status`, which are not errors.
+var answers = []exit{
+	{code: 0, meaning: "success; status: mounted and still to be read"},
+	{code: exitClaimed, meaning: "status: a reader has it open"},
+	{code: exitSpent, meaning: "status: read, or expired: spent"},
+}
+
+var errMount = errors.New("mount")
+
+func exitFor(err error) *exit {
+	for i := range exits {
+		e := &exits[i]
+		for _, is := range e.is {
+			if errors.Is(err, is) {
+				return e
+			}
+		}
+		if e.as != nil && e.as(err) {
+			return e
+		}
+	}
+	return &exits[len(exits)-1]
+}

@@ -1,0 +1,93 @@
+// Oncefs serves a decrypted file exactly once. See README.md.
+package main
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+
+	"github.com/alecthomas/kong"
+
+	"oncefs/internal/decryptor"
+	"oncefs/internal/mountpoint"
+)
+
+func main() {
+	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// run is the whole program; it returns the exit status.
+func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
+	if mountpoint.IsHelper(args[0]) {
+		return mountpoint.Helper(args[1:], stderr)
+	}
+	if len(args) > 1 {
+		switch args[1] {
+		case decryptor.Command:
+			return decryptor.Main(args[2:])
+		case mountpoint.JanitorCommand:
+			return mountpoint.JanitorMain(args[2:], stdin, stdout)
+		}
+	}
+	ui := &tui{out: stdout, err: stderr}
+	var cli cli
+	exited := -1
+	parser, err := kong.New(&cli, kong.Name("oncefs"), kong.Description(description),
+		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }), kong.UsageOnError(),
+		kong.Vars{"passphrase": defaultPassphraseFile, "maxsize": "64MiB"},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 80}))
+	if err != nil {
+		return ui.fail(err)
+	}
+	ctx, err := parser.Parse(args[1:])
+	if exited >= 0 { // --help was asked for and given
+		return exited
+	}
+	if err != nil {
+		ui.failUsage(err)
+		return exitUsage
+	}
+	binary, err := os.Executable()
+	if err != nil {
+		return ui.fail(err)
+	}
+	if binary, err = filepath.EvalSymlinks(binary); err != nil {
+		return ui.fail(err)
+	}
+	err = ctx.Run(&env{tui: ui, binary: binary, stdin: stdin, args: args})
+	var status statusError
+	if errors.As(err, &status) {
+		return int(status)
+	}
+	if err != nil {
+		return ui.fail(err)
+	}
+	return 0
+}
+
+// env is what a command gets from main.
+type env struct {
+	*tui
+	binary string // this program's file
+	stdin  *os.File
+	args   []string
+}
+
+// A statusError ends the program with a status that is an answer, not a
+// failure; nothing is printed.
+type statusError int
+
+func (statusError) Error() string { return "status" }
+
+const description = `Serve a decrypted file exactly once, from memory.
+
+The first program that reads it gets all of it; after that it does not exist.`
+
+type cli struct {
+	Mount   mountCmd   `cmd:"" help:"Decrypt into memory and mount, to be read once."`
+	Umount  umountCmd  `cmd:"" help:"Unmount, zero the memory and end the serving process."`
+	Status  statusCmd  `cmd:"" help:"Tell whether a mount is ready, and who has read it."`
+	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`
+	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}

@@ -1,0 +1,572 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"oncefs/fs"
+	"oncefs/internal/decryptor"
+	"oncefs/internal/erase"
+	"oncefs/internal/mountpoint"
+	"oncefs/internal/once"
+	"oncefs/internal/sandbox"
+	"oncefs/internal/secretmem"
+)
+
+const defaultPassphraseFile = "/etc/init-secrets/secretfile_pw"
+
+type mountCmd struct {
+	Target         string        `arg:"" help:"Directory to mount over, or the path of the one file to serve."`
+	Enc            []string      `required:"" sep:"none" placeholder:"FILE" help:"Encrypted file; repeat for several. A relative name is looked up in the working directory, then in TARGET."`
+	PassphraseFile string        `placeholder:"FILE" help:"File whose first line is the passphrase; removed once mounted. /dev/fd/N and pipes work. Without one you are asked. Default: ${passphrase}."`
+	KeepPassphrase bool          `help:"Leave the passphrase file where it is."`
+	Name           []string      `sep:"none" placeholder:"NAME" help:"Name to serve, in the order of --enc. Default: the file's name less .enc, .gpg, .pgp or .asc."`
+	Mode           mode          `default:"0400" help:"Permission bits that are shown and enforced."`
+	UID            string        `name:"uid" placeholder:"USER" help:"Owner that is shown, a number or a name. Default: who mounts."`
+	GID            string        `name:"gid" placeholder:"GROUP" help:"Group that is shown, a number or a name. Default: of who mounts."`
+	AllowOther     bool          `help:"Let other users in, as far as --mode allows. Implied where --uid or --gid is somebody else's."`
+	Reads          int           `default:"1" help:"How often each file may be read, one after another."`
+	Expire         time.Duration `placeholder:"TIME" help:"Wipe what was not read by then, for example 10m."`
+	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
+	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold."`
+	Wait           bool          `help:"Where the encrypted file does not exist yet, wait for it."`
+	Background     bool          `help:"Return when ready and go on in the background."`
+	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
+	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
+	Require        []string      `enum:"secretmem" placeholder:"secretmem" help:"Refuse to go on without this protection."`
+
+	Detach bool `hidden:"" help:"Leave the session once ready."`
+}
+
+// Help is shown below the options.
+func (mountCmd) Help() string {
+	return `The first open for reading claims the file; from then on it does not exist for
+anybody else. A claim that closes before a byte was read is given back. Ready
+means: mounted, the passphrase file gone, the first stat answered.
+
+Examples:
+  oncefs mount /config --enc secrets.yaml.enc
+  oncefs mount /config/secrets.yaml --enc /enc/secrets.yaml.enc --uid app
+  oncefs mount /run/keys --enc a.enc --enc b.enc --passphrase-file /dev/fd/3 3<pw
+
+Exit status: 0 after an unmount or a signal; see docs/exit-codes.md.`
+}
+
+// mode is permission bits in octal.
+type mode uint32
+
+func (m *mode) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 8, 32)
+	switch {
+	case err != nil || n > 0o777:
+		return fmt.Errorf("%q is not a mode like 0400", text)
+	case n&0o222 != 0:
+		return fmt.Errorf("mode %s would let somebody write, and nobody can", text)
+	}
+	*m = mode(n)
+	return nil
+}
+
+// size is a number of bytes, with units of 1024.
+type size int64
+
+func (s *size) UnmarshalText(text []byte) error {
+	n, err := units.RAMInBytes(string(text))
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is not a size like 64MiB", text)
+	}
+	*s = size(n)
+	return nil
+}
+
+func (m *mountCmd) Validate(*kong.Context) error {
+	if len(m.Name) > 0 && len(m.Name) != len(m.Enc) {
+		return errors.New("--name must be given once for each --enc")
+	}
+	if m.Reads < 1 {
+		return errors.New("--reads must be 1 or more")
+	}
+	if m.Expire < 0 || m.Hold < 0 {
+		return errors.New("--expire and --hold must not be negative")
+	}
+	seen := map[string]bool{}
+	for i, enc := range m.Enc {
+		name, err := m.served(i)
+		if err != nil {
+			return err
+		}
+		if seen[name] {
+			return fmt.Errorf("--enc %s would be served as %s, like another; name them with --name", enc, name)
+		}
+		seen[name] = true
+	}
+	return nil
+}
+
+// served is the name under which the i-th file is served.
+func (m *mountCmd) served(i int) (string, error) {
+	if len(m.Name) > 0 {
+		name := m.Name[i]
+		if name == "" || name == "." || name == ".." || strings.Contains(name, "/") || len(name) > unix.NAME_MAX {
+			return "", fmt.Errorf("--name %q is no file name", name)
+		}
+		return name, nil
+	}
+	base := filepath.Base(m.Enc[i])
+	ext := filepath.Ext(base)
+	name := strings.TrimSuffix(base, ext)
+	if !slices.Contains([]string{".enc", ".gpg", ".pgp", ".asc"}, ext) || name == "" {
+		return "", fmt.Errorf("--enc %s does not end in .enc, .gpg, .pgp or .asc; say with --name what to serve it as", m.Enc[i])
+	}
+	return name, nil
+}
+
+func (m *mountCmd) Run(e *env) error {
+	if m.Background {
+		return m.background(e)
+	}
+	// A log that is closed at its other end must not end the daemon.
+	signal.Ignore(unix.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer stop()
+
+	out := os.Stderr
+	if m.LogFile != "" {
+		f, err := os.OpenFile(m.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		out = f
+	}
+	ev := newEvents(out)
+	defer ev.close()
+	mt := &mounting{mountCmd: m, env: e, events: ev}
+	defer mt.close()
+	if err := mt.start(ctx); err != nil {
+		if ctx.Err() != nil {
+			return errStopped
+		}
+		return err
+	}
+	return mt.serve(ctx)
+}
+
+// mounting is one mount from its first check to its end. Each step leaves
+// behind what close takes down again, in any state.
+type mounting struct {
+	*mountCmd
+	*env
+	events *events
+
+	store      *secretmem.Store
+	point      *mountpoint.Point
+	passphrase *erase.File // nil when asked at the terminal
+	terminal   *os.File
+	encrypted  []*os.File
+	under      *os.File
+	janitor    *mountpoint.Janitor
+	secrets    []secret
+	server     *fs.Server
+	served     chan error // what Serve returned
+	ready      bool
+	readyAt    time.Time
+	mu         sync.Mutex // guards ready, readyAt
+}
+
+type secret struct {
+	path string // where it is served
+	name string
+	once *once.Secret
+}
+
+// start does everything up to being ready. The order is the promise: nothing is
+// decrypted before all cheap checks have passed, nothing mounted before all is
+// authenticated, nothing removed before it is mounted.
+func (m *mounting) start(ctx context.Context) error {
+	if err := mountpoint.CheckDevice(); err != nil {
+		return err
+	}
+	path, cleanup, err := mountpoint.HelperPath(m.binary)
+	if err != nil {
+		return err
+	}
+	defer cleanup()
+	os.Setenv("PATH", path)
+	if m.store, err = secretmem.Open(slices.Contains(m.Require, "secretmem")); err != nil {
+		return err
+	}
+	if m.store.Kind() != secretmem.Secret {
+		m.events.tell(slog.LevelWarn, "no-secretmem", slog.String("instead", string(m.store.Kind())))
+	}
+	name, err := m.mountCmd.served(0)
+	if err != nil {
+		return err
+	}
+	var healed int
+	if m.point, healed, err = mountpoint.Find(m.Target, name); err != nil {
+		return err
+	}
+	if healed > 0 {
+		m.events.tell(slog.LevelWarn, "dead-mount-removed", slog.String("path", m.point.Path), slog.Int("count", healed))
+	}
+	if m.point.File && len(m.Enc) > 1 {
+		return fmt.Errorf("%w: several --enc need a directory to mount over, and %s is none", errNotFit, m.point.Path)
+	}
+	uid, gid, err := m.owner()
+	if err != nil {
+		return err
+	}
+	if !m.point.File {
+		if m.under, err = os.Open(m.point.Path); err != nil {
+			return err
+		}
+	}
+	for _, enc := range m.Enc {
+		f, err := m.openEncrypted(ctx, enc)
+		if err != nil {
+			return err
+		}
+		m.encrypted = append(m.encrypted, f)
+	}
+	if err := m.openPassphrase(); err != nil {
+		return err
+	}
+	if m.janitor, err = mountpoint.StartJanitor(m.binary, m.point); err != nil {
+		return err
+	}
+	// Everything that needed /proc/self is done.
+	if err := sandbox.Hide(); err != nil {
+		return err
+	}
+	bufs, err := m.decrypt(ctx)
+	if err != nil {
+		return err
+	}
+	var files []fs.File
+	for i, b := range bufs {
+		name, _ := m.mountCmd.served(i)
+		path := m.point.Path
+		if !m.point.File {
+			path = filepath.Join(path, name)
+		}
+		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Observe: m.events.observe(path)})}
+		m.secrets = append(m.secrets, s)
+		files = append(files, fs.File{Name: name, Secret: s.once, Bytes: b, Perm: uint32(m.Mode), UID: uid, GID: gid})
+		m.warnPlaintext(name)
+	}
+	if err := m.mount(files, uid, gid); err != nil {
+		return err
+	}
+	if err := m.check(ctx); err != nil {
+		return err
+	}
+	if m.passphrase != nil {
+		if err := m.removePassphrase(); err != nil {
+			return err
+		}
+	}
+	return m.announce()
+}
+
+func (m *mounting) owner() (uid, gid uint32, err error) {
+	uid, gid = uint32(os.Geteuid()), uint32(os.Getegid())
+	number := func(option, s string, byName func() (string, error)) (uint32, error) {
+		n, err := strconv.ParseUint(s, 10, 32)
+		if err != nil {
+			var found string
+			if found, err = byName(); err == nil {
+				n, err = strconv.ParseUint(found, 10, 32)
+			}
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%w: %s %s: %w", errNotFit, option, s, err)
+		}
+		return uint32(n), nil
+	}
+	if m.UID != "" {
+		uid, err = number("--uid", m.UID, func() (string, error) {
+			u, err := user.Lookup(m.UID)
+			if err != nil {
+				return "", err
+			}
+			return u.Uid, nil
+		})
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	if m.GID != "" {
+		gid, err = number("--gid", m.GID, func() (string, error) {
+			g, err := user.LookupGroup(m.GID)
+			if err != nil {
+				return "", err
+			}
+			return g.Gid, nil
+		})
+	}
+	return uid, gid, err
+}
+
+func (m *mounting) openPassphrase() error {
+	path := m.PassphraseFile
+	if path == "" {
+		path = defaultPassphraseFile
+		if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+			tty, err := decryptor.OpenTerminal()
+			if err != nil {
+				return fmt.Errorf("%w (%s does not exist)", errNoPassphrase, path)
+			}
+			m.terminal = tty
+			return nil
+		}
+	}
+	p, err := erase.Open(path, !m.KeepPassphrase)
+	if err != nil {
+		if as[*erase.RemoveError](err) {
+			return fmt.Errorf("passphrase file: %w", err)
+		}
+		return fmt.Errorf("%w: %w", errNoPassphrase, err)
+	}
+	m.passphrase = p
+	if p.Exposed {
+		m.events.tell(slog.LevelWarn, "passphrase-file-exposed", slog.String("path", path), slog.String("hint", "others can read it: chmod 600"))
+	}
+	return nil
+}
+
+func (m *mounting) decrypt(ctx context.Context) ([]*secretmem.Buffer, error) {
+	pass := decryptor.Passphrase{File: m.terminal, Terminal: true}
+	if m.passphrase != nil {
+		pass = decryptor.Passphrase{File: m.passphrase.File()}
+	}
+	bufs, err := decryptor.Decrypt(ctx, m.binary, m.encrypted, pass, int64(m.MaxSize), m.store)
+	var file *decryptor.FileError
+	if errors.As(err, &file) {
+		return nil, fmt.Errorf("decrypt %s: %w", m.encrypted[file.File].Name(), file.Err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decrypt: %w", err)
+	}
+	for _, f := range m.encrypted {
+		f.Close()
+	}
+	m.encrypted = nil
+	return bufs, nil
+}
+
+// warnPlaintext tells of a plaintext that the old way, or a person, left where
+// the secret is served: it is hidden for now and still on the disk.
+func (m *mounting) warnPlaintext(name string) {
+	if m.under == nil {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Fstatat(int(m.under.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		m.events.tell(slog.LevelWarn, "plaintext-underneath", slog.String("path", filepath.Join(m.point.Path, name)),
+			slog.String("hint", "a file of that name is on the disk, hidden by the mount: remove it"))
+	}
+}
+
+func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
+	if err := m.point.Prepare(); err != nil {
+		return fmt.Errorf("%w: %w", errMount, err)
+	}
+	// The FUSE library tells through the standard logger what fusermount3 said.
+	said := new(strings.Builder)
+	log.SetOutput(said)
+	log.SetFlags(0)
+	options := fs.Options{
+		Path: m.point.Path, Files: files, Under: m.under,
+		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()),
+		Status:     m.status,
+		Failed: func(err error) {
+			m.events.tell(slog.LevelError, "failure", slog.String("error", err.Error()))
+		},
+	}
+	if m.point.File {
+		options.Release = m.janitor.Release
+	}
+	server, err := fs.Mount(options)
+	log.SetOutput(io.Discard)
+	if err != nil {
+		// Whatever was mounted goes; if nothing was, so does the placeholder.
+		released := m.janitor.Release()
+		return fmt.Errorf("%w: %w", errMount, errors.Join(err, firstLine(said.String()), released, m.point.Abandon()))
+	}
+	m.server = server
+	m.served = make(chan error, 1)
+	go func() { m.served <- server.Serve() }()
+	return nil
+}
+
+func firstLine(s string) error {
+	if s = strings.TrimSpace(s); s == "" {
+		return nil
+	}
+	line, _, _ := strings.Cut(s, "\n")
+	return errors.New(line)
+}
+
+// check makes the first stat of each file, as a reader would.
+func (m *mounting) check(ctx context.Context) error {
+	checked := make(chan error, 1)
+	go func() {
+		for _, s := range m.secrets {
+			var st unix.Stat_t
+			if err := unix.Lstat(s.path, &st); err != nil {
+				checked <- fmt.Errorf("%w: stat %s: %w", errSelfCheck, s.path, err)
+				return
+			}
+			if st.Size != s.once.Size() || st.Mode != unix.S_IFREG|uint32(m.Mode) {
+				checked <- fmt.Errorf("%w: %s has another size or mode", errSelfCheck, s.path)
+				return
+			}
+		}
+		checked <- nil
+	}()
+	select {
+	case err := <-checked:
+		return err
+	case err := <-m.served:
+		m.served <- err
+		return fmt.Errorf("%w: it was unmounted at once", errSelfCheck)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (m *mounting) removePassphrase() error {
+	defer func() {
+		m.passphrase.Close()
+		m.passphrase = nil
+	}()
+	err := m.passphrase.Remove()
+	var left *erase.OverwriteError
+	if errors.As(err, &left) {
+		// Going down now would lose passphrase and mount both.
+		m.events.tell(slog.LevelError, "passphrase-not-overwritten", slog.String("error", err.Error()))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("passphrase file: %w", err)
+	}
+	return nil
+}
+
+// serve waits for the end: a signal, an unmount from outside, or, over a file,
+// the spend.
+func (m *mounting) serve(ctx context.Context) error {
+	select {
+	case err := <-m.served:
+		m.served <- err
+		m.events.tell(slog.LevelInfo, "unmounted", slog.String("path", m.point.Path))
+		if err != nil {
+			return fmt.Errorf("serve %s: %w", m.point.Path, err)
+		}
+		return nil
+	case <-ctx.Done():
+	}
+	m.events.tell(slog.LevelInfo, "stopping", slog.String("path", m.point.Path))
+	// A second signal ends it at once; the kernel zeroes secret memory then.
+	again := make(chan os.Signal, 1)
+	signal.Notify(again, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	go func() {
+		<-again
+		os.Exit(exitStopped)
+	}()
+	return nil
+}
+
+// close takes everything down that start has set up: unmounts, zeroes, ends the
+// helpers. It is safe after any step.
+func (m *mounting) close() {
+	if m.server != nil {
+		if err := m.janitor.Release(); err != nil {
+			m.events.tell(slog.LevelError, "unmount", slog.String("error", err.Error()))
+			m.warn(err.Error(), "unmount it with: oncefs umount "+m.point.Path)
+		}
+	}
+	for _, s := range m.secrets {
+		if err := s.once.Destroy(); err != nil {
+			m.events.tell(slog.LevelError, "wipe", slog.String("path", s.path), slog.String("error", err.Error()))
+		}
+	}
+	if m.server != nil {
+		select {
+		case <-m.served: // gone by itself
+		default:
+			m.server.Stop()
+			select {
+			case <-m.served:
+			case <-time.After(time.Second):
+				// A file under the mount hangs. The secrets are zeroed; leave.
+			}
+		}
+	}
+	if m.janitor != nil {
+		m.janitor.Close()
+	}
+	for _, f := range append(m.encrypted, m.under, m.terminal) {
+		if f != nil {
+			f.Close()
+		}
+	}
+	if m.passphrase != nil {
+		m.passphrase.Close()
+	}
+}
+
+// mountStatus is what status tells, as JSON in an extended attribute of the
+// mount's root.
+type mountStatus struct {
+	Version int            `json:"version"` // of this format
+	Path    string         `json:"path"`
+	PID     int            `json:"pid"`
+	Ready   bool           `json:"ready"`
+	ReadyAt *time.Time     `json:"ready_at,omitempty"`
+	Memory  string         `json:"memory"` // memfd_secret or mlock
+	Files   []secretStatus `json:"files"`
+}
+
+type secretStatus struct {
+	Name string `json:"name"`
+	Path string `json:"path"`
+	once.Status
+}
+
+func (m *mounting) status() []byte {
+	st := mountStatus{Version: 1, Path: m.point.Path, PID: os.Getpid(), Memory: string(m.store.Kind())}
+	m.mu.Lock()
+	if st.Ready = m.ready; st.Ready {
+		at := m.readyAt
+		st.ReadyAt = &at
+	}
+	m.mu.Unlock()
+	for _, s := range m.secrets {
+		st.Files = append(st.Files, secretStatus{Name: s.name, Path: s.path, Status: s.once.Status()})
+	}
+	text, err := json.Marshal(st)
+	if err != nil {
+		return []byte("{}")
+	}
+	return text
+}

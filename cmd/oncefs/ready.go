@@ -1,0 +1,121 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+)
+
+// announce tells everyone who waits that the mount is ready.
+func (m *mounting) announce() error {
+	m.mu.Lock()
+	m.ready, m.readyAt = true, time.Now()
+	m.mu.Unlock()
+	var total int64
+	for _, s := range m.secrets {
+		total += s.once.Size()
+	}
+	m.events.tell(slog.LevelInfo, "ready", slog.String("path", m.point.Path), slog.Int("files", len(m.secrets)),
+		slog.Int64("bytes", total), slog.String("memory", string(m.store.Kind())), slog.Int("reads", m.Reads))
+	m.printf("oncefs: ready: %s\n", m.readyLine(total))
+	if m.Detach {
+		if err := detach(); err != nil {
+			return err
+		}
+	}
+	// sd_notify(3): nothing happens where $NOTIFY_SOCKET is not set.
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		m.events.tell(slog.LevelWarn, "systemd-notification", slog.String("error", err.Error()))
+	}
+	if m.NotifyFD >= 0 {
+		f := os.NewFile(uintptr(m.NotifyFD), "notification descriptor")
+		if _, err := f.WriteString("\n"); err != nil {
+			m.events.tell(slog.LevelWarn, "notification-descriptor", slog.String("error", err.Error()))
+		}
+		f.Close()
+	}
+	return nil
+}
+
+func (m *mounting) readyLine(total int64) string {
+	what := m.secrets[0].path
+	if len(m.secrets) > 1 {
+		what = fmt.Sprintf("%d files in %s", len(m.secrets), m.point.Path)
+	}
+	often := "once"
+	if m.Reads > 1 {
+		often = fmt.Sprintf("%d times", m.Reads)
+	}
+	return fmt.Sprintf("%s (%s) can be read %s", what, units.BytesSize(float64(total)), often)
+}
+
+// detach leaves the terminal's session and gives up standard input and output;
+// standard error stays, for the events, unless --log has them.
+func detach() error {
+	if _, err := unix.Setsid(); err != nil {
+		return fmt.Errorf("setsid: %w", err)
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	for fd := range 2 {
+		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("dup3: %w", err)
+		}
+	}
+	return nil
+}
+
+// background starts this command again as a process that detaches when it is
+// ready, and returns then, or with its exit status if it fails before.
+func (m *mountCmd) background(e *env) error {
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	var extra []*os.File
+	// A passphrase on a descriptor keeps its number in the child.
+	if n, found := strings.CutPrefix(m.PassphraseFile, "/dev/fd/"); found {
+		if fd, err := strconv.Atoi(n); err == nil && fd >= 3 {
+			extra = make([]*os.File, fd-3+1)
+			extra[fd-3] = os.NewFile(uintptr(fd), m.PassphraseFile)
+		}
+	}
+	extra = append(extra, theirs)
+	args := []string{"--detach", "--notify-fd=" + strconv.Itoa(3+len(extra)-1)}
+	for _, a := range e.args[1:] {
+		if path.Base(a) == a && (a == "--background" || strings.HasPrefix(a, "--background=")) {
+			continue
+		}
+		args = append(args, a)
+	}
+	// The command comes first, then what was added.
+	args = append([]string{args[2]}, append(args[:2:2], args[3:]...)...)
+	cmd := exec.Command(e.binary, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = e.stdin, os.Stdout, os.Stderr, extra
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	theirs.Close()
+	if _, err := bufio.NewReader(ours).ReadByte(); err == nil {
+		return nil
+	}
+	err = cmd.Wait()
+	if exit, ok := err.(*exec.ExitError); ok && exit.Exited() {
+		return statusError(exit.ExitCode()) // it has said why
+	}
+	return fmt.Errorf("the process in the background ended before it was ready: %w", err)
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// tui holds every word to a person outside the event log. Errors are one line,
+// lower case, "oncefs: error: FILE: ACT: WHY"; what to do about it is a second
+// line, "oncefs: hint: …", chosen in exit.go by the kind of error. Neither ever
+// holds a byte of a secret or a passphrase.
+type tui struct {
+	out, err io.Writer
+}
+
+func (t *tui) printf(format string, a ...any) { fmt.Fprintf(t.out, format, a...) }
+
+func (t *tui) warn(warning, hint string) {
+	fmt.Fprintf(t.err, "oncefs: warning: %s\n", warning)
+	t.hint(hint)
+}
+
+func (t *tui) hint(hint string) {
+	if hint != "" {
+		fmt.Fprintf(t.err, "oncefs: hint: %s\n", hint)
+	}
+}
+
+// fail tells an error and what to do about it, and returns the exit status.
+func (t *tui) fail(err error) int {
+	exit := exitFor(err)
+	// A joined error has several lines; a reader of logs wants one.
+	fmt.Fprintf(t.err, "oncefs: error: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	t.hint(exit.hint(err))
+	return exit.code
+}
+
+func (t *tui) failUsage(err error) {
+	fmt.Fprintf(t.err, "oncefs: error: %v\n", err)
+	t.hint("oncefs --help lists the commands, oncefs COMMAND --help explains one")
+}
