@@ -8,7 +8,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/internal/once"
-	"oncefs/internal/process"
 	"oncefs/internal/secretmem"
 )
 
@@ -116,7 +115,8 @@ func discard(req fuse.Request) { (&fuse.ForgetRequest{Header: *req.Hdr()}).Respo
 // refuse turns away what would change something.
 func (s *Server) refuse(req fuse.Request) {
 	if f := s.secret(req.Hdr().Node); f != nil {
-		f.Secret.Attempt(once.Refusal, "change", who(req.Hdr()))
+		s.turnAway(req, f, once.Refusal, "change", unix.EROFS)
+		return
 	}
 	req.RespondError(unix.EROFS)
 }
@@ -128,8 +128,7 @@ func (s *Server) lookup(r *fuse.LookupRequest) {
 	}
 	if f := s.names[r.Name]; f != nil && r.Node == fuse.RootID {
 		if f.Secret.State() != once.Sealed {
-			f.Secret.Attempt(once.Late, "lookup", who(r.Hdr()))
-			r.RespondError(unix.ENOENT)
+			s.turnAway(r, f, once.Late, "lookup", unix.ENOENT)
 			return
 		}
 		r.Respond(&fuse.LookupResponse{Node: f.node, Attr: f.attr(s.since)})
@@ -163,12 +162,11 @@ func (s *Server) getattr(r *fuse.GetattrRequest) {
 		}
 		// Over a file the path still leads here: only who has it open may see it.
 		s.elsewhere(func() {
-			if process.HoldsOpen(r.Pid, f.inode) {
+			if s.opts.Holds(r.Pid, f.inode) {
 				show()
 				return
 			}
-			f.Secret.Attempt(once.Late, "stat", who(r.Hdr()))
-			r.RespondError(unix.ENOENT)
+			s.turnAway(r, f, once.Late, "stat", unix.ENOENT)
 		})
 	default:
 		r.RespondError(unix.ENOENT)
@@ -180,15 +178,18 @@ func (s *Server) open(r *fuse.OpenRequest, f *file) {
 		s.refuse(r)
 		return
 	}
-	claim, err := f.Secret.Claim(who(r.Hdr()))
+	claim, err := f.Secret.Claim()
 	if err != nil {
-		f.Secret.Attempt(once.Late, "open", who(r.Hdr()))
-		r.RespondError(errno(err))
+		s.turnAway(r, f, once.Late, "open", err)
 		return
 	}
 	s.noteChange()
-	// Direct I/O: reads come to us and leave nothing in the page cache.
-	r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&reading{file: f, claim: claim}), Flags: fuse.OpenDirectIO})
+	handle := s.addHandle(&reading{file: f, claim: claim})
+	s.elsewhere(func() {
+		claim.Opened(s.reader(r.Hdr()))
+		// Direct I/O: reads come to us and leave nothing in the page cache.
+		r.Respond(&fuse.OpenResponse{Handle: handle, Flags: fuse.OpenDirectIO})
+	})
 }
 
 func (s *Server) read(r *fuse.ReadRequest, h *reading) {
@@ -234,7 +235,7 @@ func (s *Server) deliver(r *fuse.ReadRequest, h *reading) {
 	var head [outHeaderSize]byte
 	binary.NativeEndian.PutUint32(head[0:], uint32(outHeaderSize+n))
 	binary.NativeEndian.PutUint64(head[8:], uint64(r.ID))
-	err := s.pipe.Send(s.dev, head[:], h.Bytes, r.Offset, n)
+	err := s.pipe.Send(s.devFD, head[:], h.Bytes, r.Offset, n)
 	switch {
 	case err == nil:
 		h.claim.Delivered(r.Offset, n)

@@ -13,7 +13,6 @@
 package fs
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -27,7 +26,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/internal/once"
-	"oncefs/internal/process"
 	"oncefs/internal/secretmem"
 )
 
@@ -56,6 +54,10 @@ type Options struct {
 	// called before the first byte of the last read goes out, and may be called
 	// again.
 	Release func() error
+	// Who looks a process up for the log; it may take a moment.
+	Who func(pid uint32) (exe, cgroup string)
+	// Holds tells whether a process has a file of that inode number open.
+	Holds func(pid uint32, inode uint64) bool
 	// Status makes the value of StatusAttr.
 	Status func() []byte
 	// Failed is told of what cannot be told to any reader. It must not block.
@@ -66,8 +68,8 @@ type Options struct {
 type Server struct {
 	opts  Options
 	conn  *fuse.Conn
-	dev   int // a duplicate of conn's descriptor, for replies that carry secrets
-	stop  int // eventfd
+	dev   *os.File // a duplicate of conn's descriptor: to wait on, and for replies that carry secrets
+	devFD int
 	pipe  *secretmem.Pipe
 	files []*file
 	names map[string]*file
@@ -110,7 +112,7 @@ func Mount(o Options) (_ *Server, err error) {
 	if (o.Under == nil) != (o.Release != nil) || o.Under == nil && len(o.Files) != 1 {
 		return nil, errors.New("one file to mount over a file, or a directory to mount over")
 	}
-	s := &Server{opts: o, dev: -1, stop: -1, names: map[string]*file{}, handles: map[fuse.HandleID]any{}, since: time.Now(), changed: time.Now()}
+	s := &Server{opts: o, devFD: -1, names: map[string]*file{}, handles: map[fuse.HandleID]any{}, since: time.Now(), changed: time.Now()}
 	// One number for each, far from those of any disk filesystem, and unlike
 	// those of another mount of ours: /proc/PID/fdinfo is searched for it.
 	base := rand.Uint64N(1<<61) | 1<<62
@@ -135,9 +137,6 @@ func Mount(o Options) (_ *Server, err error) {
 			s.closeDescriptors()
 		}
 	}()
-	if s.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
-	}
 	options := []fuse.MountOption{
 		fuse.FSName("oncefs"),
 		fuse.Subtype("oncefs"),
@@ -157,9 +156,10 @@ func Mount(o Options) (_ *Server, err error) {
 	if s.conn, err = fuse.Mount(o.Path, options...); err != nil {
 		return nil, err
 	}
-	if s.dev, err = deviceOf(s.conn); err != nil {
+	if s.devFD, err = deviceOf(s.conn); err != nil {
 		return nil, err
 	}
+	s.dev = os.NewFile(uintptr(s.devFD), "/dev/fuse")
 	return s, nil
 }
 
@@ -167,8 +167,8 @@ func Mount(o Options) (_ *Server, err error) {
 // itself. Nobody else uses the connection yet, so reading its field is safe;
 // should the library rename it, the mount fails and a test says so.
 //
-// The descriptor is made non-blocking, for both: a request that was withdrawn
-// between poll and read must not leave us waiting, deaf to Stop.
+// The descriptor is made non-blocking, for both: waiting is for the Go runtime,
+// which meanwhile runs what else there is, and which Stop can end.
 func deviceOf(conn *fuse.Conn) (int, error) {
 	field := reflect.ValueOf(conn).Elem().FieldByName("dev")
 	if !field.IsValid() || field.Type() != reflect.TypeFor[*os.File]() || field.IsNil() {
@@ -192,11 +192,8 @@ func (s *Server) closeDescriptors() {
 	if s.conn != nil {
 		s.conn.Close()
 	}
-	for _, fd := range []*int{&s.dev, &s.stop} {
-		if *fd >= 0 {
-			unix.Close(*fd)
-			*fd = -1
-		}
+	if s.dev != nil {
+		s.dev.Close()
 	}
 }
 
@@ -204,50 +201,58 @@ func (s *Server) closeDescriptors() {
 // connection is closed: a reader that still has the file open gets ENOTCONN. The
 // secrets are as they were; they are the caller's to destroy.
 func (s *Server) Serve() error {
-	err := s.loop()
+	stopped, err := s.loop()
 	s.work.Wait()
-	s.closeDescriptors()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, h := range s.handles {
-		if f, ok := h.(*os.File); ok {
-			f.Close()
+	left := s.handles
+	s.handles = nil
+	s.mu.Unlock()
+	for _, h := range left {
+		switch h := h.(type) {
+		case *os.File:
+			h.Close()
+		case *reading:
+			if !stopped && err == nil {
+				// A mount that was detached ends with the last close in it, and
+				// nobody is told of that close.
+				h.claim.Close()
+			}
 		}
 	}
-	s.handles = nil
+	s.closeDescriptors()
 	return err
 }
 
-// Stop makes Serve return. It must not be called after Serve has returned.
-func (s *Server) Stop() {
-	one := binary.NativeEndian.AppendUint64(nil, 1)
-	unix.Write(s.stop, one)
-}
+// Stop makes Serve return.
+func (s *Server) Stop() { s.dev.SetReadDeadline(time.Unix(1, 0)) }
 
-func (s *Server) loop() error {
-	fds := []unix.PollFd{{Fd: int32(s.dev), Events: unix.POLLIN}, {Fd: int32(s.stop), Events: unix.POLLIN}}
+func (s *Server) loop() (stopped bool, _ error) {
+	dev, err := s.dev.SyscallConn()
+	if err != nil {
+		return false, fmt.Errorf("wait for the FUSE device: %w", err)
+	}
 	for {
-		req, err := s.conn.ReadRequest()
+		var req fuse.Request
+		var err error
+		ended := dev.Read(func(uintptr) bool {
+			req, err = s.conn.ReadRequest()
+			return !errors.Is(err, unix.EAGAIN)
+		})
 		switch {
+		case ended != nil:
+			return true, nil
 		case err == nil:
 			s.dispatch(req)
 		case err == io.EOF: // unmounted
-			return nil
+			return false, nil
 		case errors.Is(err, unix.ECONNABORTED):
-			return fmt.Errorf("the FUSE connection was aborted: %w", err)
-		case errors.Is(err, unix.EAGAIN):
-			if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
-				return fmt.Errorf("poll: %w", err)
-			}
-			if fds[1].Revents != 0 {
-				return nil
-			}
+			return false, fmt.Errorf("the FUSE connection was aborted: %w", err)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 			// Interrupted, or the request was withdrawn: there may be others.
 		default:
 			var errno unix.Errno
 			if errors.As(err, &errno) {
-				return fmt.Errorf("read from the FUSE device: %w", err)
+				return false, fmt.Errorf("read from the FUSE device: %w", err)
 			}
 			// A request that makes no sense was dropped; its sender is the kernel.
 			s.failed(err)
@@ -300,10 +305,27 @@ func (s *Server) secret(node fuse.NodeID) *file {
 	return nil
 }
 
-func who(h *fuse.Header) func() once.Reader {
-	return func() once.Reader {
-		return once.Reader{PID: h.Pid, UID: h.Uid, GID: h.Gid, Exe: process.Exe(h.Pid), Cgroup: process.Cgroup(h.Pid)}
+// reader says who sent a request. It is to be called elsewhere and before the
+// answer: until then the kernel keeps the process, and so its number.
+func (s *Server) reader(h *fuse.Header) once.Reader {
+	r := once.Reader{PID: h.Pid, UID: h.Uid, GID: h.Gid}
+	if h.Pid != 0 && s.opts.Who != nil {
+		r.Exe, r.Cgroup = s.opts.Who(h.Pid)
 	}
+	return r
+}
+
+// turnAway answers with an error and notes the attempt.
+func (s *Server) turnAway(r fuse.Request, f *file, kind once.Kind, op string, err error) {
+	tell := f.Secret.Attempt(kind, op)
+	if tell == nil {
+		r.RespondError(errno(err))
+		return
+	}
+	s.elsewhere(func() {
+		tell(s.reader(r.Hdr()))
+		r.RespondError(errno(err))
+	})
 }
 
 func (f *file) attr(since time.Time) fuse.Attr {

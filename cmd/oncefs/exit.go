@@ -69,6 +69,7 @@ var (
 	errOutput       = errors.New("is there already and is not an OpenPGP message")
 	errStopped      = errors.New("stopped before it was ready")
 	errNotFit       = errors.New("the options do not fit together")
+	errRequired     = errors.New("a required protection is not to be had here")
 	errSelfCheck    = errors.New("the mount does not show what it should")
 )
 
@@ -116,7 +117,10 @@ var exits = []exit{
 		advice: "raise --max-size if the content is really that large"},
 	{code: exitMemory, meaning: "memory cannot be locked", as: as[*secretmem.LimitError],
 		advice: "raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or give the capability IPC_LOCK"},
-	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret},
+	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret, errRequired},
+		hints: map[error]string{
+			errRequired: "run it on a kernel that has it, or do without --require",
+		},
 		advice: "boot with secretmem.enable=1 on Linux 5.14 or later, or do without --require secretmem"},
 	{code: exitChild, meaning: "the decrypting process died", is: []error{decryptor.ErrDied},
 		advice: "was it killed for want of memory? nothing was mounted and nothing was removed"},

@@ -10,6 +10,7 @@ import (
 
 	"oncefs/internal/decryptor"
 	"oncefs/internal/mountpoint"
+	"oncefs/internal/warden"
 )
 
 func main() {
@@ -25,8 +26,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 		switch args[1] {
 		case decryptor.Command:
 			return decryptor.Main(args[2:])
-		case mountpoint.JanitorCommand:
-			return mountpoint.JanitorMain(args[2:], stdin, stdout)
+		case warden.Command:
+			return warden.Main(args[2:])
 		}
 	}
 	ui := &tui{out: stdout, err: stderr}

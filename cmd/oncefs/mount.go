@@ -29,6 +29,7 @@ import (
 	"oncefs/internal/once"
 	"oncefs/internal/sandbox"
 	"oncefs/internal/secretmem"
+	"oncefs/internal/warden"
 )
 
 const defaultPassphraseFile = "/etc/init-secrets/secretfile_pw"
@@ -51,7 +52,7 @@ type mountCmd struct {
 	Background     bool          `help:"Return when ready and go on in the background."`
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
 	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
-	Require        []string      `enum:"secretmem" placeholder:"secretmem" help:"Refuse to go on without this protection."`
+	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp."`
 
 	Detach bool `hidden:"" help:"Leave the session once ready."`
 }
@@ -69,6 +70,9 @@ Examples:
 
 Exit status: 0 after an unmount or a signal; see docs/exit-codes.md.`
 }
+
+// requireSecretmem is what --require calls memory of the kind secretmem.Secret.
+const requireSecretmem = "secretmem"
 
 // mode is permission bits in octal.
 type mode uint32
@@ -183,10 +187,11 @@ type mounting struct {
 	terminal   *os.File
 	encrypted  []*os.File
 	under      *os.File
-	janitor    *mountpoint.Janitor
+	warden     *warden.Warden
 	secrets    []secret
 	server     *fs.Server
-	served     chan error // what Serve returned
+	served     chan error      // what Serve returned
+	layers     []sandbox.Layer // that are in force; set before ready
 	ready      bool
 	readyAt    time.Time
 	mu         sync.Mutex // guards ready, readyAt
@@ -211,7 +216,12 @@ func (m *mounting) start(ctx context.Context) error {
 	}
 	defer cleanup()
 	os.Setenv("PATH", path)
-	if m.store, err = secretmem.Open(slices.Contains(m.Require, "secretmem")); err != nil {
+	for _, name := range m.Require {
+		if name != requireSecretmem && !slices.Contains(sandbox.Available(), sandbox.Layer(name)) {
+			return fmt.Errorf("%w: %s", errRequired, name)
+		}
+	}
+	if m.store, err = secretmem.Open(slices.Contains(m.Require, requireSecretmem)); err != nil {
 		return err
 	}
 	if m.store.Kind() != secretmem.Secret {
@@ -250,7 +260,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.openPassphrase(); err != nil {
 		return err
 	}
-	if m.janitor, err = mountpoint.StartJanitor(m.binary, m.point); err != nil {
+	if m.warden, err = warden.Start(m.binary, m.point, m.erasable()); err != nil {
 		return err
 	}
 	// Everything that needed /proc/self is done.
@@ -279,12 +289,45 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.check(ctx); err != nil {
 		return err
 	}
-	if m.passphrase != nil {
-		if err := m.removePassphrase(); err != nil {
-			return err
-		}
+	herald, err := m.openHerald()
+	if err != nil {
+		return err
 	}
-	return m.announce()
+	defer herald.close()
+	if err := m.enclose(); err != nil {
+		return err
+	}
+	// The last thing that can fail, and it leaves the file whole if it does.
+	if err := m.removePassphrase(); err != nil {
+		return err
+	}
+	m.announce(herald)
+	return nil
+}
+
+// erasable is the passphrase file if it is to be removed.
+func (m *mounting) erasable() string {
+	if m.passphrase == nil {
+		return ""
+	}
+	return m.passphrase.Removable()
+}
+
+// enclose gives up what serving does not need.
+func (m *mounting) enclose() (err error) {
+	if m.layers, err = sandbox.Server(m.under); err != nil {
+		return fmt.Errorf("give up privileges: %w", err)
+	}
+	for _, layer := range sandbox.Layers() {
+		if slices.Contains(m.layers, layer) {
+			continue
+		}
+		if slices.Contains(m.Require, string(layer)) {
+			return fmt.Errorf("%w: %s", errRequired, layer)
+		}
+		m.events.tell(slog.LevelWarn, "no-"+string(layer), slog.String("hint", "this kernel does not have it"))
+	}
+	return nil
 }
 
 func (m *mounting) owner() (uid, gid uint32, err error) {
@@ -366,10 +409,12 @@ func (m *mounting) decrypt(ctx context.Context) ([]*secretmem.Buffer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("decrypt: %w", err)
 	}
-	for _, f := range m.encrypted {
-		f.Close()
+	for _, f := range append(m.encrypted, m.terminal) {
+		if f != nil {
+			f.Close()
+		}
 	}
-	m.encrypted = nil
+	m.encrypted, m.terminal = nil, nil
 	return bufs, nil
 }
 
@@ -397,19 +442,21 @@ func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
 	options := fs.Options{
 		Path: m.point.Path, Files: files, Under: m.under,
 		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()),
+		Who:        m.warden.Who,
+		Holds:      m.warden.Holds,
 		Status:     m.status,
 		Failed: func(err error) {
 			m.events.tell(slog.LevelError, "failure", slog.String("error", err.Error()))
 		},
 	}
 	if m.point.File {
-		options.Release = m.janitor.Release
+		options.Release = m.warden.Release
 	}
 	server, err := fs.Mount(options)
 	log.SetOutput(io.Discard)
 	if err != nil {
 		// Whatever was mounted goes; if nothing was, so does the placeholder.
-		released := m.janitor.Release()
+		released := m.warden.Release()
 		return fmt.Errorf("%w: %w", errMount, errors.Join(err, firstLine(said.String()), released, m.point.Abandon()))
 	}
 	m.server = server
@@ -455,19 +502,19 @@ func (m *mounting) check(ctx context.Context) error {
 }
 
 func (m *mounting) removePassphrase() error {
-	defer func() {
+	if path := m.erasable(); path != "" {
+		gone, err := m.warden.Erase()
+		switch {
+		case gone:
+			// Going down now would lose passphrase and mount both.
+			m.events.tell(slog.LevelError, "passphrase-not-overwritten", slog.String("error", err.Error()))
+		case err != nil:
+			return fmt.Errorf("passphrase file: %w", &erase.RemoveError{Path: path, Err: err})
+		}
+	}
+	if m.passphrase != nil {
 		m.passphrase.Close()
 		m.passphrase = nil
-	}()
-	err := m.passphrase.Remove()
-	var left *erase.OverwriteError
-	if errors.As(err, &left) {
-		// Going down now would lose passphrase and mount both.
-		m.events.tell(slog.LevelError, "passphrase-not-overwritten", slog.String("error", err.Error()))
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("passphrase file: %w", err)
 	}
 	return nil
 }
@@ -500,7 +547,7 @@ func (m *mounting) serve(ctx context.Context) error {
 // helpers. It is safe after any step.
 func (m *mounting) close() {
 	if m.server != nil {
-		if err := m.janitor.Release(); err != nil {
+		if err := m.warden.Release(); err != nil {
 			m.events.tell(slog.LevelError, "unmount", slog.String("error", err.Error()))
 			m.warn(err.Error(), "unmount it with: oncefs umount "+m.point.Path)
 		}
@@ -522,8 +569,8 @@ func (m *mounting) close() {
 			}
 		}
 	}
-	if m.janitor != nil {
-		m.janitor.Close()
+	if m.warden != nil {
+		m.warden.Close()
 	}
 	for _, f := range append(m.encrypted, m.under, m.terminal) {
 		if f != nil {
@@ -538,13 +585,15 @@ func (m *mounting) close() {
 // mountStatus is what status tells, as JSON in an extended attribute of the
 // mount's root.
 type mountStatus struct {
-	Version int            `json:"version"` // of this format
-	Path    string         `json:"path"`
-	PID     int            `json:"pid"`
-	Ready   bool           `json:"ready"`
-	ReadyAt *time.Time     `json:"ready_at,omitempty"`
-	Memory  string         `json:"memory"` // memfd_secret or mlock
-	Files   []secretStatus `json:"files"`
+	Version int        `json:"version"` // of this format
+	Path    string     `json:"path"`
+	PID     int        `json:"pid"`
+	Ready   bool       `json:"ready"`
+	ReadyAt *time.Time `json:"ready_at,omitempty"`
+	Memory  string     `json:"memory"` // memfd_secret or mlock
+	// Sandbox lists what the serving process has given up.
+	Sandbox []sandbox.Layer `json:"sandbox"`
+	Files   []secretStatus  `json:"files"`
 }
 
 type secretStatus struct {
@@ -559,6 +608,7 @@ func (m *mounting) status() []byte {
 	if st.Ready = m.ready; st.Ready {
 		at := m.readyAt
 		st.ReadyAt = &at
+		st.Sandbox = m.layers
 	}
 	m.mu.Unlock()
 	for _, s := range m.secrets {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path"
@@ -11,13 +12,50 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
 )
 
-// announce tells everyone who waits that the mount is ready.
-func (m *mounting) announce() error {
+// A herald holds open what announcing takes, for once enclosed the process can
+// open nothing.
+type herald struct {
+	systemd net.Conn // nil where systemd does not wait
+	null    *os.File // nil where the session is not left
+}
+
+func (m *mounting) openHerald() (*herald, error) {
+	h := &herald{}
+	// sd_notify(3): a datagram to the socket that $NOTIFY_SOCKET names.
+	if socket := os.Getenv("NOTIFY_SOCKET"); socket != "" {
+		conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+		if err != nil {
+			return nil, fmt.Errorf("notify systemd: %w", err)
+		}
+		h.systemd = conn
+	}
+	if m.Detach {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			h.close()
+			return nil, err
+		}
+		h.null = null
+	}
+	return h, nil
+}
+
+func (h *herald) close() {
+	if h.systemd != nil {
+		h.systemd.Close()
+	}
+	if h.null != nil {
+		h.null.Close()
+	}
+}
+
+// announce tells everyone who waits that the mount is ready. From here on
+// nothing can go back: what fails is told and left.
+func (m *mounting) announce(h *herald) {
 	m.mu.Lock()
 	m.ready, m.readyAt = true, time.Now()
 	m.mu.Unlock()
@@ -26,16 +64,17 @@ func (m *mounting) announce() error {
 		total += s.once.Size()
 	}
 	m.events.tell(slog.LevelInfo, "ready", slog.String("path", m.point.Path), slog.Int("files", len(m.secrets)),
-		slog.Int64("bytes", total), slog.String("memory", string(m.store.Kind())), slog.Int("reads", m.Reads))
+		slog.Int64("bytes", total), slog.String("memory", string(m.store.Kind())), slog.Any("sandbox", m.layers), slog.Int("reads", m.Reads))
 	m.printf("oncefs: ready: %s\n", m.readyLine(total))
-	if m.Detach {
-		if err := detach(); err != nil {
-			return err
+	if h.null != nil {
+		if err := h.detach(); err != nil {
+			m.events.tell(slog.LevelWarn, "detach", slog.String("error", err.Error()))
 		}
 	}
-	// sd_notify(3): nothing happens where $NOTIFY_SOCKET is not set.
-	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-		m.events.tell(slog.LevelWarn, "systemd-notification", slog.String("error", err.Error()))
+	if h.systemd != nil {
+		if _, err := h.systemd.Write([]byte("READY=1")); err != nil {
+			m.events.tell(slog.LevelWarn, "systemd-notification", slog.String("error", err.Error()))
+		}
 	}
 	if m.NotifyFD >= 0 {
 		f := os.NewFile(uintptr(m.NotifyFD), "notification descriptor")
@@ -44,7 +83,6 @@ func (m *mounting) announce() error {
 		}
 		f.Close()
 	}
-	return nil
 }
 
 func (m *mounting) readyLine(total int64) string {
@@ -61,17 +99,12 @@ func (m *mounting) readyLine(total int64) string {
 
 // detach leaves the terminal's session and gives up standard input and output;
 // standard error stays, for the events, unless --log has them.
-func detach() error {
+func (h *herald) detach() error {
 	if _, err := unix.Setsid(); err != nil {
 		return fmt.Errorf("setsid: %w", err)
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
 	for fd := range 2 {
-		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
+		if err := unix.Dup3(int(h.null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("dup3: %w", err)
 		}
 	}

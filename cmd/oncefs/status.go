@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io/fs"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	oncefs "oncefs/fs"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/once"
+	"oncefs/internal/sandbox"
 )
 
 type statusCmd struct {
@@ -62,7 +64,7 @@ func (s *statusCmd) print(e *env, st *mountStatus) {
 	if st.Ready {
 		ready = "ready since " + st.ReadyAt.Format(time.DateTime)
 	}
-	e.printf("%s: %s, process %d, memory %s\n", st.Path, ready, st.PID, st.Memory)
+	e.printf("%s: %s, process %d, memory %s, sandbox %s\n", st.Path, ready, st.PID, st.Memory, list(st.Sandbox))
 	table := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	for _, f := range st.Files {
 		fmt.Fprintf(table, "%s\t%s\t%s", f.Name, units.BytesSize(float64(f.Size)), f.State)
@@ -78,6 +80,17 @@ func (s *statusCmd) print(e *env, st *mountStatus) {
 		fmt.Fprintln(table)
 	}
 	table.Flush()
+}
+
+func list(layers []sandbox.Layer) string {
+	if len(layers) == 0 {
+		return "none"
+	}
+	names := make([]string, len(layers))
+	for i, l := range layers {
+		names[i] = string(l)
+	}
+	return strings.Join(names, " ")
 }
 
 func name(exe string) string {

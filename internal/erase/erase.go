@@ -122,8 +122,9 @@ func open(path string) (f *os.File, inherited bool, err error) {
 // File is the open file, for whoever reads it.
 func (p *File) File() *os.File { return p.f }
 
-// Removes tells whether there is a file that Remove takes away.
-func (p *File) Removes() bool { return p.path != "" }
+// Removable is the path that Remove takes away, or "" where there is nothing to
+// remove.
+func (p *File) Removable() string { return p.path }
 
 // Close closes the file and leaves it where it is.
 func (p *File) Close() error {

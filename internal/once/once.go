@@ -201,7 +201,7 @@ func (s *Secret) tell(e Event) {
 // A Claim is one reader's hold on a secret, from open to the last close.
 type Claim struct {
 	s      *Secret
-	reader Reader
+	reader *Reader
 	began  bool // a byte went out, or the end of an empty secret
 	sent   int64
 	prefix int64 // bytes that went out in order from the start
@@ -209,8 +209,9 @@ type Claim struct {
 }
 
 // Claim takes the secret for a reader. It returns ErrClaimed or ErrSpent if it
-// cannot be had. who is called only if the claim succeeds.
-func (s *Secret) Claim(who func() Reader) (*Claim, error) {
+// cannot be had. Who the reader is may take a moment to find out, in which
+// nobody else may get it: Opened says so afterwards.
+func (s *Secret) Claim() (*Claim, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch s.state {
@@ -219,12 +220,23 @@ func (s *Secret) Claim(who func() Reader) (*Claim, error) {
 	case Spent:
 		return nil, ErrSpent
 	}
-	c := &Claim{s: s, reader: who()}
+	c := &Claim{s: s}
 	_ = s.to(Claimed) // only Spent wipes
 	s.claim = c
-	s.last, s.lastAt, s.sent, s.whole = &c.reader, s.changed, 0, false
-	s.tell(Event{Kind: Claiming, Reader: &c.reader})
+	s.last, s.lastAt, s.sent, s.whole = nil, s.changed, 0, false
 	return c, nil
+}
+
+// Opened says who made the claim, once, before anything else is done with it.
+func (c *Claim) Opened(r Reader) {
+	s := c.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.reader = &r
+	if s.claim == c {
+		s.last = c.reader
+	}
+	s.tell(Event{Kind: Claiming, Reader: c.reader})
 }
 
 // Valid returns nil while the claim may still be served, else ErrRevoked.
@@ -305,7 +317,7 @@ func (c *Claim) end(kind Kind) {
 		next = Spent
 	}
 	err := s.to(next)
-	s.tell(Event{Kind: kind, Reader: &c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+	s.tell(Event{Kind: kind, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
 	if late {
 		s.tell(Event{Kind: Expiry, Op: "expire"})
 	}
@@ -345,7 +357,7 @@ func (s *Secret) Destroy() error {
 			c.hold.Stop()
 		}
 		err := s.to(Spent)
-		s.tell(Event{Kind: Destroyed, Reader: &c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+		s.tell(Event{Kind: Destroyed, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
 		return err
 	}
 	err := s.to(Spent)
@@ -356,23 +368,27 @@ func (s *Secret) Destroy() error {
 // tellEvery is how often attempts of a flood are told; the rest are counted.
 const tellEvery = time.Second
 
-// Attempt notes an act that was turned away. Of a flood it tells one a second,
-// with the number of those before it that it did not tell. who is called only
-// for those it tells.
-func (s *Secret) Attempt(kind Kind, op string, who func() Reader) {
+// Attempt notes an act that was turned away. Of a flood one a second is told,
+// with the number of those before it that were not; the rest are counted. For
+// one to be told it returns the function that tells who made it, else nil.
+func (s *Secret) Attempt(kind Kind, op string) (tell func(Reader)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.attempts++
 	now := time.Now()
 	if !s.toldAt.IsZero() && now.Sub(s.toldAt) < tellEvery {
 		s.untold++
-		return
+		return nil
 	}
 	s.toldAt = now
-	r := who()
-	e := Event{Kind: kind, Op: op, Reader: &r, Untold: s.untold}
+	e := Event{Kind: kind, Op: op, Untold: s.untold}
 	s.untold = 0
-	s.tell(e)
+	return func(r Reader) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		e.Reader = &r
+		s.tell(e)
+	}
 }
 
 // A Status is what may be told about a secret.

@@ -2,13 +2,11 @@ package sandbox
 
 import (
 	"fmt"
-	"runtime"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
-	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
 // goRuntime is what the Go runtime and the os package need to go on with
@@ -49,19 +47,8 @@ func allowOnly(names []string, otherwise seccomp.Action) error {
 			}},
 		}},
 	}
-	// no_new_privs is set on this thread; TSYNC carries it and the filter to the
-	// others.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	return seccomp.LoadFilter(seccomp.Filter{NoNewPrivs: true, Flag: seccomp.FilterFlagTSync, Policy: policy})
-}
-
-// dropCapabilities gives up every capability of every thread.
-func dropCapabilities() error {
-	if err := cap.NewSet().SetProc(); err != nil {
-		return fmt.Errorf("capset: %w", err)
-	}
-	return nil
+	// TSYNC puts the filter on every thread.
+	return seccomp.LoadFilter(seccomp.Filter{Flag: seccomp.FilterFlagTSync, Policy: policy})
 }
 
 // noFiles takes away every file, directory and TCP port that is not open
@@ -80,6 +67,7 @@ func Decryptor() error {
 	for _, step := range []func() error{
 		Hide,
 		dropCapabilities,
+		noNewPrivs,
 		noFiles,
 		func() error {
 			// ioctl is for the terminal that a passphrase is asked at.

@@ -14,6 +14,7 @@ import (
 type Pipe struct {
 	mu   sync.Mutex
 	r, w int // -1 when closed
+	null int // /dev/null, where bytes go without being looked at
 }
 
 // MaxSend is the most data that one Send carries, 128 KiB: the 32 pages that
@@ -26,25 +27,21 @@ const pipeSize = 256 << 10
 // NewPipe makes a pipe that takes a whole reply without a reader, so that
 // filling it can never block.
 func NewPipe() (*Pipe, error) {
-	p := &Pipe{r: -1, w: -1}
-	if err := p.open(); err != nil {
-		return nil, err
+	null, err := unix.Open("/dev/null", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /dev/null: %w", err)
 	}
-	return p, nil
-}
-
-func (p *Pipe) open() error {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
-		return fmt.Errorf("pipe2: %w", err)
+		unix.Close(null)
+		return nil, fmt.Errorf("pipe2: %w", err)
 	}
-	if _, err := unix.FcntlInt(uintptr(fds[1]), unix.F_SETPIPE_SZ, pipeSize); err != nil {
-		unix.Close(fds[0])
-		unix.Close(fds[1])
-		return fmt.Errorf("cannot make a pipe of %d bytes (see /proc/sys/fs/pipe-max-size and pipe-user-pages-soft): %w", pipeSize, err)
+	p := &Pipe{r: fds[0], w: fds[1], null: null}
+	if _, err := unix.FcntlInt(uintptr(p.w), unix.F_SETPIPE_SZ, pipeSize); err != nil {
+		p.Close()
+		return nil, fmt.Errorf("cannot make a pipe of %d bytes (see /proc/sys/fs/pipe-max-size and pipe-user-pages-soft): %w", pipeSize, err)
 	}
-	p.r, p.w = fds[0], fds[1]
-	return nil
+	return p, nil
 }
 
 // ErrClosed is returned by Send after Close.
@@ -65,10 +62,10 @@ func (p *Pipe) Send(dst int, head []byte, b *Buffer, off, n int64) error {
 	}
 	err := p.send(dst, head, b, off, n)
 	if err != nil {
-		// What did not go out is still in the pipe: start over with an empty one.
-		p.close()
-		if again := p.open(); again != nil {
-			return errors.Join(err, again)
+		// What did not go out is still in the pipe.
+		if left := p.drain(); left != nil {
+			p.close() // better no reply than a wrong one
+			return errors.Join(err, left)
 		}
 	}
 	return err
@@ -95,16 +92,36 @@ func (p *Pipe) send(dst int, head []byte, b *Buffer, off, n int64) error {
 	return nil
 }
 
-// Scrub gives the pipe's pages back to the kernel: an idle pipe keeps a few to
-// use again, and they hold the last bytes that went through.
+// drain throws away what is in the pipe; it never enters this process.
+func (p *Pipe) drain() error {
+	for {
+		n, err := ignoringEINTR(func() (int, error) {
+			m, err := unix.Splice(p.r, nil, p.null, nil, pipeSize, unix.SPLICE_F_NONBLOCK)
+			return int(m), err
+		})
+		switch {
+		case err == unix.EAGAIN || err == nil && n == 0:
+			return nil
+		case err != nil:
+			return fmt.Errorf("drain the pipe: %w", err)
+		}
+	}
+}
+
+// Scrub overwrites the pages that an idle pipe keeps to use again: they hold
+// the last bytes that went through. The kernel keeps two at most; zeros go
+// through more.
 func (p *Pipe) Scrub() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.r < 0 {
 		return nil
 	}
-	p.close()
-	return p.open()
+	zeros := make([]byte, 4*unix.Getpagesize())
+	if _, err := ignoringEINTR(func() (int, error) { return unix.Write(p.w, zeros) }); err != nil {
+		return fmt.Errorf("scrub the pipe: %w", err)
+	}
+	return p.drain()
 }
 
 // Close gives up the pipe.
@@ -118,6 +135,7 @@ func (p *Pipe) close() {
 	if p.r >= 0 {
 		unix.Close(p.r)
 		unix.Close(p.w)
+		unix.Close(p.null)
 	}
-	p.r, p.w = -1, -1
+	p.r, p.w, p.null = -1, -1, -1
 }

@@ -1,0 +1,315 @@
+// Package warden is the process that keeps what the serving process gives up.
+//
+// The process that holds the secret ends with no privilege, no file to open and
+// no program to start. Three things are left that take more: to remove the
+// passphrase file, to take the mount off, and to look up who is reading, which
+// /proc tells only to those that could trace the reader. A small child of the
+// same binary does them when asked. It holds no secret, and no answer of its can
+// make the serving process give one out.
+package warden
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"oncefs/internal/erase"
+	"oncefs/internal/mountpoint"
+	"oncefs/internal/process"
+)
+
+// Command is the first argument that makes the binary the warden.
+const Command = "internal-warden"
+
+// Descriptors that the warden inherits: two ends of socket pairs.
+const (
+	releaseFD = 3
+	lookupFD  = 4
+)
+
+// patience is how long a look-up may take. A reader waits for it, nobody else.
+const patience = 2 * time.Second
+
+// A Warden is the running process. Its methods may be called by several
+// goroutines.
+type Warden struct {
+	cmd     *exec.Cmd
+	release channel
+	lookup  channel
+}
+
+// A question is what one message asks. Only the fields of its kind are set.
+type question struct {
+	ID      uint64 `json:"id"`
+	Erase   bool   `json:"erase,omitempty"`
+	Release bool   `json:"release,omitempty"`
+	PID     uint32 `json:"pid,omitempty"`
+	Inode   uint64 `json:"inode,omitempty"` // not 0: does the process hold it open?
+}
+
+type answer struct {
+	ID     uint64 `json:"id"`
+	Error  string `json:"error,omitempty"`
+	Errno  int    `json:"errno,omitempty"` // what the kernel said, if it did
+	Gone   bool   `json:"gone,omitempty"`  // for Erase: removed, in spite of the error
+	Exe    string `json:"exe,omitempty"`
+	Cgroup string `json:"cgroup,omitempty"`
+	Holds  bool   `json:"holds,omitempty"`
+}
+
+// Start starts the warden of a point, which must be done before the mount is
+// made: for a mount over a file it gets a mount namespace of its own, see
+// mountpoint.Remover. erasable is the file that Erase removes, or "".
+func Start(binary string, p *mountpoint.Point, erasable string) (*Warden, error) {
+	if p.File {
+		flags := uintptr(unix.CLONE_NEWNS)
+		if os.Geteuid() != 0 {
+			flags |= unix.CLONE_NEWUSER
+		}
+		if w, err := start(binary, p.Path, erasable, mountpoint.Unlink, flags); err == nil {
+			return w, nil
+		}
+		// No namespaces to be had: the placeholder, which nobody may read, can
+		// then be seen for a moment.
+		return start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
+	}
+	return start(binary, p.Path, erasable, mountpoint.Detach, 0)
+}
+
+func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ *Warden, err error) {
+	var ours, theirs [2]*os.File
+	for i := range ours {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return nil, fmt.Errorf("socketpair: %w", err)
+		}
+		ours[i], theirs[i] = os.NewFile(uintptr(fds[0]), "warden"), os.NewFile(uintptr(fds[1]), "warden's end")
+		defer theirs[i].Close()
+	}
+	w := &Warden{release: newChannel(ours[0]), lookup: newChannel(ours[1])}
+	w.cmd = exec.Command(binary, Command, string(how), path, erasable)
+	w.cmd.Args[0] = "oncefs"
+	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"}
+	w.cmd.ExtraFiles = theirs[:]
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{
+		// A terminal's interrupt is for the serving process, which then asks us.
+		Setpgid:    true,
+		Cloneflags: flags,
+	}
+	if flags&unix.CLONE_NEWUSER != 0 {
+		w.cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}}
+		w.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
+	}
+	if err := w.cmd.Start(); err != nil {
+		w.release.f.Close()
+		w.lookup.f.Close()
+		return nil, fmt.Errorf("start the warden: %w", err)
+	}
+	// It says once, unasked, that it is set up.
+	a, err := w.release.read()
+	if err = errors.Join(err, a.err()); err != nil {
+		w.Close()
+		return nil, fmt.Errorf("start the warden: %w", err)
+	}
+	return w, nil
+}
+
+// failure is an error that the warden had: its words, and the kernel's number.
+type failure struct {
+	text  string
+	errno unix.Errno
+}
+
+func (f *failure) Error() string { return f.text }
+
+func (f *failure) Unwrap() error {
+	if f.errno == 0 {
+		return nil
+	}
+	return f.errno
+}
+
+func (a answer) err() error {
+	if a.Error == "" {
+		return nil
+	}
+	return &failure{text: a.Error, errno: unix.Errno(a.Errno)}
+}
+
+func failed(err error) answer {
+	if err == nil {
+		return answer{}
+	}
+	a := answer{Error: strings.ReplaceAll(err.Error(), "\n", "; ")}
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		a.Errno = int(errno)
+	}
+	return a
+}
+
+// Erase removes the file that Start named, as erase.File.Remove does. gone tells
+// that it was removed in spite of an error.
+func (w *Warden) Erase() (gone bool, err error) {
+	a, err := w.release.ask(question{Erase: true}, 0)
+	return a.Gone, errors.Join(err, a.err())
+}
+
+// Release takes the mount off, lazily, and for a mount over a file removes the
+// placeholder with it. It may be called again, and when the mount is gone.
+func (w *Warden) Release() error {
+	a, err := w.release.ask(question{Release: true}, 0)
+	if err = errors.Join(err, a.err()); err != nil {
+		return fmt.Errorf("unmount: %w", err)
+	}
+	return nil
+}
+
+// Who tells a process's executable and control group; what cannot be known in
+// time is "".
+func (w *Warden) Who(pid uint32) (exe, cgroup string) {
+	a, _ := w.lookup.ask(question{PID: pid}, patience)
+	return a.Exe, a.Cgroup
+}
+
+// Holds tells whether a process has a file of that inode number open. What
+// cannot be known in time is no.
+func (w *Warden) Holds(pid uint32, inode uint64) bool {
+	a, _ := w.lookup.ask(question{PID: pid, Inode: inode}, patience)
+	return a.Holds
+}
+
+// PID is the warden's process.
+func (w *Warden) PID() int { return w.cmd.Process.Pid }
+
+// Close ends the warden. It does not unmount.
+func (w *Warden) Close() error {
+	w.release.f.Close()
+	w.lookup.f.Close()
+	return w.cmd.Wait()
+}
+
+// A channel carries one question at a time.
+type channel struct {
+	f  *os.File
+	in *bufio.Reader
+	*sync.Mutex
+	last *uint64
+}
+
+func newChannel(f *os.File) channel {
+	return channel{f: f, in: bufio.NewReader(f), Mutex: new(sync.Mutex), last: new(uint64)}
+}
+
+func (c channel) ask(q question, limit time.Duration) (answer, error) {
+	c.Lock()
+	defer c.Unlock()
+	*c.last++
+	q.ID = *c.last
+	var deadline time.Time
+	if limit > 0 {
+		deadline = time.Now().Add(limit)
+	}
+	c.f.SetDeadline(deadline)
+	line, err := json.Marshal(q)
+	if err != nil {
+		return answer{}, err
+	}
+	if _, err := c.f.Write(append(line, '\n')); err != nil {
+		return answer{}, fmt.Errorf("the warden is gone: %w", err)
+	}
+	for {
+		a, err := c.read()
+		if err != nil {
+			return answer{}, err
+		}
+		if a.ID == q.ID { // else it answers what was asked too long ago
+			return a, nil
+		}
+	}
+}
+
+func (c channel) read() (a answer, err error) {
+	line, err := c.in.ReadBytes('\n')
+	if err != nil {
+		return a, fmt.Errorf("the warden is gone: %w", err)
+	}
+	return a, json.Unmarshal(line, &a)
+}
+
+// Main is the warden: `oncefs internal-warden HOW PATH ERASABLE`. It returns the
+// exit status.
+func Main(args []string) int {
+	if len(args) != 3 {
+		return 1
+	}
+	release := newChannel(os.NewFile(releaseFD, "release"))
+	lookup := newChannel(os.NewFile(lookupFD, "lookup"))
+	remover, err := mountpoint.NewRemover(mountpoint.How(args[0]), args[1])
+	if err != nil {
+		release.answer(failed(err))
+		return 1
+	}
+	var erasable *erase.File
+	if args[2] != "" {
+		// Opened now, so that what is removed is what was read.
+		if erasable, err = erase.Open(args[2], true); err != nil {
+			release.answer(failed(err))
+			return 1
+		}
+	}
+	release.answer(answer{})
+	go lookup.serve(func(q question) answer {
+		if q.Inode != 0 {
+			return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
+		}
+		return answer{Exe: process.Exe(q.PID), Cgroup: process.Cgroup(q.PID)}
+	})
+	release.serve(func(q question) answer {
+		if !q.Erase {
+			return failed(remover.Remove())
+		}
+		if erasable == nil {
+			return failed(errors.New("there is nothing to erase"))
+		}
+		err := erasable.Remove()
+		a := failed(err)
+		var left *erase.OverwriteError
+		a.Gone = errors.As(err, &left)
+		return a
+	})
+	// The serving process is gone. A mount that it left is dead and says so to
+	// readers (ENOTCONN); an empty directory in its place would be a lie.
+	return 0
+}
+
+func (c channel) answer(a answer) {
+	if line, err := json.Marshal(a); err == nil {
+		c.f.Write(append(line, '\n'))
+	}
+}
+
+func (c channel) serve(f func(question) answer) {
+	for {
+		line, err := c.in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var q question
+		if json.Unmarshal(line, &q) != nil {
+			return
+		}
+		a := f(q)
+		a.ID = q.ID
+		c.answer(a)
+	}
+}
