@@ -19,7 +19,8 @@ import (
 type events struct {
 	queue chan record
 	lost  atomic.Int64
-	done  chan struct{}
+	quit  chan struct{} // closed when nothing more is to come
+	done  chan struct{} // closed when all of it is written
 	log   *slog.Logger
 }
 
@@ -41,11 +42,22 @@ func newEvents(w *os.File) *events {
 }
 
 func startEvents(handler slog.Handler) *events {
-	e := &events{queue: make(chan record, 1024), done: make(chan struct{}), log: slog.New(handler)}
+	e := &events{queue: make(chan record, 1024), quit: make(chan struct{}), done: make(chan struct{}), log: slog.New(handler)}
 	go func() {
 		defer close(e.done)
-		for r := range e.queue {
-			e.write(r)
+		for {
+			select {
+			case r := <-e.queue:
+				e.write(r)
+				continue
+			default:
+			}
+			select {
+			case r := <-e.queue:
+				e.write(r)
+			case <-e.quit:
+				return
+			}
 		}
 	}()
 	return e
@@ -74,9 +86,9 @@ func (e *events) put(r record) {
 }
 
 // close writes what is left, for as long as a second: the log may be stuck.
-// Nothing may be told afterwards.
+// What is told afterwards goes nowhere.
 func (e *events) close() {
-	close(e.queue)
+	close(e.quit)
 	select {
 	case <-e.done:
 	case <-time.After(time.Second):

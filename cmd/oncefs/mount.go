@@ -149,7 +149,7 @@ func (m *mountCmd) Run(e *env) error {
 	}
 	// A log that is closed at its other end must not end the daemon.
 	signal.Ignore(unix.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	ctx, stop := untilSignal()
 	defer stop()
 
 	out := os.Stderr
@@ -278,7 +278,7 @@ func (m *mounting) start(ctx context.Context) error {
 		if !m.point.File {
 			path = filepath.Join(path, name)
 		}
-		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Observe: m.events.observe(path)})}
+		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Observe: m.observer(path)})}
 		m.secrets = append(m.secrets, s)
 		files = append(files, fs.File{Name: name, Secret: s.once, Bytes: b, Perm: uint32(m.Mode), UID: uid, GID: gid})
 		m.warnPlaintext(name)
@@ -311,6 +311,18 @@ func (m *mounting) erasable() string {
 		return ""
 	}
 	return m.passphrase.Removable()
+}
+
+// observer tells the events of one secret. Over a file, one that expired takes
+// its name with it.
+func (m *mounting) observer(path string) func(once.Event) {
+	tell := m.events.observe(path)
+	return func(e once.Event) {
+		tell(e)
+		if e.Kind == once.Expiry && m.point.File {
+			go m.warden.Release() // its failure is told by close
+		}
+	}
 }
 
 // enclose gives up what serving does not need.
@@ -533,14 +545,23 @@ func (m *mounting) serve(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	m.events.tell(slog.LevelInfo, "stopping", slog.String("path", m.point.Path))
-	// A second signal ends it at once; the kernel zeroes secret memory then.
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	return nil
+}
+
+// untilSignal returns a context that the first signal to stop ends. A second
+// one ends the process at once: its memory is the kernel's then, which zeroes
+// secret memory.
+func untilSignal() (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	go func() {
-		<-again
+		<-signals
+		cancel()
+		<-signals
 		os.Exit(exitStopped)
 	}()
-	return nil
+	return ctx, cancel
 }
 
 // close takes everything down that start has set up: unmounts, zeroes, ends the

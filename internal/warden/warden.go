@@ -191,11 +191,19 @@ func (w *Warden) Holds(pid uint32, inode uint64) bool {
 // PID is the warden's process.
 func (w *Warden) PID() int { return w.cmd.Process.Pid }
 
-// Close ends the warden. It does not unmount.
+// Close ends the warden, which does not unmount. One that hangs is left behind
+// after a second.
 func (w *Warden) Close() error {
 	w.release.f.Close()
 	w.lookup.f.Close()
-	return w.cmd.Wait()
+	ended := make(chan error, 1)
+	go func() { ended <- w.cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(time.Second):
+		return errors.New("the warden does not end")
+	}
 }
 
 // A channel carries one question at a time.
