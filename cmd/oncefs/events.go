@@ -49,14 +49,15 @@ func startEvents(handler slog.Handler) *events {
 			select {
 			case r := <-e.queue:
 				e.write(r)
-				continue
-			default:
-			}
-			select {
-			case r := <-e.queue:
-				e.write(r)
 			case <-e.quit:
-				return
+				for {
+					select {
+					case r := <-e.queue:
+						e.write(r)
+					default:
+						return
+					}
+				}
 			}
 		}
 	}()
