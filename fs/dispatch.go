@@ -155,7 +155,7 @@ func (s *Server) getattr(r *fuse.GetattrRequest) {
 	case once.Sealed:
 		show()
 	case once.Claimed:
-		if s.under != nil || r.Pid == 0 {
+		if s.under != nil || r.Pid == 0 || r.Pid == f.opener {
 			// By path there is no way here any more, only by a descriptor.
 			show()
 			return
@@ -183,6 +183,7 @@ func (s *Server) open(r *fuse.OpenRequest, f *file) {
 		s.turnAway(r, f, once.Late, "open", err)
 		return
 	}
+	f.opener = r.Pid
 	s.noteChange()
 	handle := s.addHandle(&reading{file: f, claim: claim})
 	s.elsewhere(func() {

@@ -90,8 +90,9 @@ type Server struct {
 // file is a secret with its place in the mount.
 type file struct {
 	File
-	node  fuse.NodeID
-	inode uint64
+	node   fuse.NodeID
+	inode  uint64
+	opener uint32 // thread that made the latest claim; only the reading goroutine uses it
 }
 
 // reading is a claim that a reader has open.

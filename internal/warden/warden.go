@@ -43,8 +43,8 @@ const patience = 2 * time.Second
 // goroutines.
 type Warden struct {
 	cmd     *exec.Cmd
-	release channel
-	lookup  channel
+	release *channel // what changes something: nothing may stand in its way
+	lookup  *channel
 }
 
 // A question is what one message asks. Only the fields of its kind are set.
@@ -95,7 +95,10 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 		ours[i], theirs[i] = os.NewFile(uintptr(fds[0]), "warden"), os.NewFile(uintptr(fds[1]), "warden's end")
 		defer theirs[i].Close()
 	}
-	w := &Warden{release: newChannel(ours[0]), lookup: newChannel(ours[1])}
+	w := &Warden{}
+	for i, c := range []**channel{&w.release, &w.lookup} {
+		*c = &channel{f: ours[i], done: make(chan struct{}), waiting: map[uint64]chan answer{}}
+	}
 	w.cmd = exec.Command(binary, Command, string(how), path, erasable)
 	w.cmd.Args[0] = "oncefs"
 	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"}
@@ -115,11 +118,14 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 		return nil, fmt.Errorf("start the warden: %w", err)
 	}
 	// It says once, unasked, that it is set up.
-	a, err := w.release.read()
+	in := bufio.NewReader(w.release.f)
+	a, err := readAnswer(in)
 	if err = errors.Join(err, a.err()); err != nil {
 		w.Close()
 		return nil, fmt.Errorf("start the warden: %w", err)
 	}
+	go w.release.listen(in)
+	go w.lookup.listen(bufio.NewReader(w.lookup.f))
 	return w, nil
 }
 
@@ -206,50 +212,75 @@ func (w *Warden) Close() error {
 	}
 }
 
-// A channel carries one question at a time.
+// A channel carries questions one way and answers, in any order, the other: no
+// question waits for another's answer.
 type channel struct {
-	f  *os.File
-	in *bufio.Reader
-	*sync.Mutex
-	last *uint64
+	f    *os.File
+	done chan struct{} // closed when the other end is gone
+
+	mu      sync.Mutex
+	last    uint64
+	waiting map[uint64]chan answer
 }
 
-func newChannel(f *os.File) channel {
-	return channel{f: f, in: bufio.NewReader(f), Mutex: new(sync.Mutex), last: new(uint64)}
-}
+var errGone = errors.New("the warden is gone")
 
-func (c channel) ask(q question, limit time.Duration) (answer, error) {
-	c.Lock()
-	defer c.Unlock()
-	*c.last++
-	q.ID = *c.last
-	var deadline time.Time
-	if limit > 0 {
-		deadline = time.Now().Add(limit)
-	}
-	c.f.SetDeadline(deadline)
-	line, err := json.Marshal(q)
-	if err != nil {
-		return answer{}, err
-	}
-	if _, err := c.f.Write(append(line, '\n')); err != nil {
-		return answer{}, fmt.Errorf("the warden is gone: %w", err)
-	}
+// listen passes answers on until the other end is gone.
+func (c *channel) listen(in *bufio.Reader) {
+	defer close(c.done)
 	for {
-		a, err := c.read()
+		a, err := readAnswer(in)
 		if err != nil {
-			return answer{}, err
+			return
 		}
-		if a.ID == q.ID { // else it answers what was asked too long ago
-			return a, nil
+		c.mu.Lock()
+		waiter := c.waiting[a.ID]
+		delete(c.waiting, a.ID)
+		c.mu.Unlock()
+		if waiter != nil { // else it came too late
+			waiter <- a
 		}
 	}
 }
 
-func (c channel) read() (a answer, err error) {
-	line, err := c.in.ReadBytes('\n')
+// ask asks and waits for the answer, for limit if that is not 0.
+func (c *channel) ask(q question, limit time.Duration) (answer, error) {
+	waiter := make(chan answer, 1)
+	c.mu.Lock()
+	c.last++
+	q.ID = c.last
+	c.waiting[q.ID] = waiter
+	line, err := json.Marshal(q)
+	if err == nil {
+		_, err = c.f.Write(append(line, '\n'))
+	}
+	c.mu.Unlock()
 	if err != nil {
-		return a, fmt.Errorf("the warden is gone: %w", err)
+		return answer{}, fmt.Errorf("%w: %w", errGone, err)
+	}
+	var late <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case a := <-waiter:
+		return a, nil
+	case <-c.done:
+		return answer{}, errGone
+	case <-late:
+		c.mu.Lock()
+		delete(c.waiting, q.ID)
+		c.mu.Unlock()
+		return answer{}, errors.New("the warden did not answer in time")
+	}
+}
+
+func readAnswer(in *bufio.Reader) (a answer, err error) {
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return a, err
 	}
 	return a, json.Unmarshal(line, &a)
 }
@@ -260,8 +291,8 @@ func Main(args []string) int {
 	if len(args) != 3 {
 		return 1
 	}
-	release := newChannel(os.NewFile(releaseFD, "release"))
-	lookup := newChannel(os.NewFile(lookupFD, "lookup"))
+	release := &end{f: os.NewFile(releaseFD, "release")}
+	lookup := &end{f: os.NewFile(lookupFD, "lookup")}
 	remover, err := mountpoint.NewRemover(mountpoint.How(args[0]), args[1])
 	if err != nil {
 		release.answer(failed(err))
@@ -282,7 +313,10 @@ func Main(args []string) int {
 		}
 		return answer{Exe: process.Exe(q.PID), Cgroup: process.Cgroup(q.PID)}
 	})
+	var one sync.Mutex
 	release.serve(func(q question) answer {
+		one.Lock()
+		defer one.Unlock()
 		if !q.Erase {
 			return failed(remover.Remove())
 		}
@@ -300,24 +334,34 @@ func Main(args []string) int {
 	return 0
 }
 
-func (c channel) answer(a answer) {
-	if line, err := json.Marshal(a); err == nil {
-		c.f.Write(append(line, '\n'))
-	}
+// An end is the warden's end of a channel.
+type end struct {
+	f  *os.File
+	mu sync.Mutex
 }
 
-func (c channel) serve(f func(question) answer) {
-	for {
-		line, err := c.in.ReadBytes('\n')
-		if err != nil {
-			return
-		}
+func (e *end) answer(a answer) {
+	line, err := json.Marshal(a)
+	if err != nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.f.Write(append(line, '\n'))
+}
+
+// serve answers questions, each in its own time, until the other end is gone.
+func (e *end) serve(f func(question) answer) {
+	for in := bufio.NewReader(e.f); ; {
+		line, err := in.ReadBytes('\n')
 		var q question
-		if json.Unmarshal(line, &q) != nil {
+		if err != nil || json.Unmarshal(line, &q) != nil {
 			return
 		}
-		a := f(q)
-		a.ID = q.ID
-		c.answer(a)
+		go func() {
+			a := f(q)
+			a.ID = q.ID
+			e.answer(a)
+		}()
 	}
 }
