@@ -28,6 +28,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 			return decryptor.Main(args[2:])
 		case warden.Command:
 			return warden.Main(args[2:])
+		case internalRead:
+			return readMain(args[2:], stdout, stderr)
 		}
 	}
 	ui := &tui{out: stdout, err: stderr}

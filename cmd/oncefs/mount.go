@@ -214,6 +214,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cleanup = sync.OnceFunc(cleanup)
 	defer cleanup()
 	os.Setenv("PATH", path)
 	for _, name := range m.Require {
@@ -286,6 +287,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.mount(files, uid, gid); err != nil {
 		return err
 	}
+	cleanup() // while files can still be removed
 	if err := m.check(ctx); err != nil {
 		return err
 	}
