@@ -168,8 +168,13 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) err
 			if se, ok := p.(*packet.SymmetricallyEncrypted); ok && !se.IntegrityProtected {
 				return ErrNoIntegrity
 			}
+			data := encryptedPart(p)
 			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, max); err != nil {
 				return err
+			}
+			// The library takes a packet that ends too early for its end.
+			if n, err := data.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+				return ErrDamaged
 			}
 			if _, err := in.ReadByte(); err != io.EOF {
 				if err != nil {
@@ -184,6 +189,13 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) err
 			return &Error{Fault: ErrNotOpenPGP, Detail: "it holds keys or signatures"}
 		}
 	}
+}
+
+func encryptedPart(p packet.Packet) io.Reader {
+	if ae, ok := p.(*packet.AEADEncrypted); ok {
+		return ae.Contents
+	}
+	return p.(*packet.SymmetricallyEncrypted).Contents
 }
 
 // outerFault says what a packet that cannot be parsed means outside the
@@ -379,11 +391,17 @@ func describe(in *bufio.Reader) error {
 	case 4:
 	case 5:
 		s2k = body[3:]
-	case 6: // two octet counts around cipher, mode
+	case 6: // octet count, cipher, mode, octet count of S2K
 		if len(body) < 7 {
 			return nil
 		}
 		cipher, s2k = body[2], body[5:]
+		// The library passes over the counts; a message whose counts are wrong
+		// was changed.
+		iv, s2kSize := map[byte]byte{1: 16, 2: 15, 3: 12}[body[3]], map[byte]byte{0: 2, 1: 10, 3: 11, 4: 20}[s2k[0]]
+		if body[4] != s2kSize || body[1] != 3+s2kSize+iv {
+			return ErrDamaged
+		}
 	default:
 		return unsupported(fmt.Sprintf("version %d of the passphrase packet", version))
 	}

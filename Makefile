@@ -1,0 +1,50 @@
+# make demo   shows the main job          make test    everything a change must pass
+# make build  makes dist/oncefs           make attack  the long proofs
+# make help   lists all targets
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo development)
+FUZZTIME ?= 5s
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo deps test unit integration fuzz race attack cost clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## dist/oncefs, one static file
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/oncefs ./cmd/oncefs
+
+demo: build ## the main job on real input, in a temporary directory
+	@dist/oncefs demo
+
+deps: ## install what the tests need (as root), or say what is missing
+	@ci/deps
+
+test: deps build ## all checks and tests, under ten minutes
+	ci/check
+	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory fuzz
+	$(MAKE) --no-print-directory integration
+	ci/attack -short
+
+unit: ## tests of the rooms, with the race detector
+	$(GO) test -race -count=1 $(shell $(GO) list ./... | grep -v /integration)
+
+integration: build ## the built binary on real mounts, as root and as a plain user
+	ci/integration
+
+race: build ## 200 readers race for one file, 100 rounds, also with GOMAXPROCS=1
+	ONCEFS_ROUNDS=100 ci/integration -test.run TestC3_Race
+
+fuzz: ## every fuzz target for FUZZTIME
+	ci/fuzz $(FUZZTIME)
+
+attack: deps build ## root scans, faults are injected, hostile readers try
+	ci/attack
+
+cost: deps build ## start to content against gpg, in one run
+	ONCEFS_BIN=$(CURDIR)/dist/oncefs $(GO) test -count=1 -v -run 'TestCost' ./integration
+
+clean:
+	rm -rf dist
