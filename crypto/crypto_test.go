@@ -503,13 +503,18 @@ func TestFaultsHaveWords(t *testing.T) {
 func FuzzDecrypt(f *testing.F) {
 	files, _ := os.ReadDir("testdata/vectors")
 	for _, file := range files {
-		// A fuzzer that mutates the S2K count spends its time there.
-		if !strings.Contains(file.Name(), "default") {
-			f.Add(vector(f, file.Name()))
+		// These spend their time in S2K.
+		if n := file.Name(); !strings.Contains(n, "default") && !strings.Contains(n, "sq.") && !strings.Contains(n, "old") {
+			f.Add(vector(f, n))
 		}
 	}
 	f.Fuzz(func(t *testing.T, msg []byte) {
 		const max = 1 << 16
+		// And so do counts that the fuzzer makes up: 0x60 is 65536.
+		msg = bytes.Clone(msg)
+		if body, ok := packetBody(msg, 3); ok && len(body) > 12 && body[0] == 4 && body[2] == 3 {
+			body[12] = 0x60
+		}
 		got, err := decrypt(msg, vectorPass, max)
 		if len(got) > max {
 			t.Fatalf("%d bytes of at most %d", len(got), max)

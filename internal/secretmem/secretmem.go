@@ -262,8 +262,7 @@ func (b *Buffer) Wipe() error {
 	var errs []error
 	for _, seg := range b.segs {
 		clear(seg)
-		// The mapping is unmapped through a pointer that the compiler cannot
-		// see through, so that the stores above cannot be taken for dead.
+		// Looking also keeps the stores from being taken for dead.
 		if !allZero(seg) {
 			errs = append(errs, errors.New("memory was not zeroed"))
 		}

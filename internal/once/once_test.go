@@ -1,0 +1,507 @@
+package once
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// fake is bytes that look when they are wiped.
+type fake struct {
+	size  int64
+	wiped atomic.Int32
+	onto  func() // called by Wipe
+	err   error
+}
+
+func (f *fake) Size() int64 { return f.size }
+func (f *fake) Wipe() error {
+	f.wiped.Add(1)
+	if f.onto != nil {
+		f.onto()
+	}
+	return f.err
+}
+
+var cat = Reader{PID: 7, UID: 1000, GID: 1000, Exe: "/bin/cat"}
+
+// record collects events.
+type record struct {
+	mu     sync.Mutex
+	events []Event
+}
+
+func (r *record) observe(e Event) { r.mu.Lock(); r.events = append(r.events, e); r.mu.Unlock() }
+
+func (r *record) kinds() (k []Kind) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.events {
+		k = append(k, e.Kind)
+	}
+	return k
+}
+
+func (r *record) want(t *testing.T, want ...Kind) {
+	t.Helper()
+	if got := r.kinds(); !slices.Equal(got, want) {
+		t.Fatalf("events %v, want %v", got, want)
+	}
+}
+
+func mustClaim(t *testing.T, s *Secret) *Claim {
+	t.Helper()
+	c, err := s.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Opened(cat)
+	return c
+}
+
+func wantState(t *testing.T, s *Secret, f *fake, want State) {
+	t.Helper()
+	if got := s.State(); got != want {
+		t.Fatalf("state %v, want %v", got, want)
+	}
+	if (f.wiped.Load() == 1) != (want == Spent) {
+		t.Fatalf("%v and wiped %d times", want, f.wiped.Load())
+	}
+}
+
+func TestC2_OneClaimAtATime(t *testing.T) {
+	f := &fake{size: 10}
+	s := New(f, Options{Reads: 2})
+	c := mustClaim(t, s)
+	if _, err := s.Claim(); err != ErrClaimed {
+		t.Fatal(err)
+	}
+	c.Delivered(0, 10)
+	c.Close()
+	c2 := mustClaim(t, s)
+	if c.Valid() == nil || c2.Valid() != nil {
+		t.Fatal("the wrong claim is valid")
+	}
+}
+
+func TestC4_GivenBack(t *testing.T) {
+	f, r := &fake{size: 10}, &record{}
+	s := New(f, Options{Observe: r.observe})
+	for range 3 {
+		if got := mustClaim(t, s).Close(); got != Sealed {
+			t.Fatal(got)
+		}
+		wantState(t, s, f, Sealed)
+	}
+	c := mustClaim(t, s)
+	c.Delivered(5, 0) // a read that got nothing is no delivery
+	c.Close()
+	wantState(t, s, f, Sealed)
+	r.want(t, Claiming, GiveBack, Claiming, GiveBack, Claiming, GiveBack, Claiming, GiveBack)
+}
+
+func TestC5_SpentByOneByte(t *testing.T) {
+	f, r := &fake{size: 10}, &record{}
+	s := New(f, Options{Observe: r.observe})
+	c := mustClaim(t, s)
+	c.Delivered(3, 1)
+	wantState(t, s, f, Claimed)
+	if got := c.Close(); got != Spent {
+		t.Fatal(got)
+	}
+	wantState(t, s, f, Spent)
+	if c.Close(); f.wiped.Load() != 1 {
+		t.Fatal("closing twice wiped twice")
+	}
+	if _, err := s.Claim(); err != ErrSpent {
+		t.Fatal(err)
+	}
+	e := r.events[1]
+	if e.Kind != Delivery || e.Sent != 1 || e.Size != 10 || e.Whole || e.Reader == nil || *e.Reader != cat {
+		t.Fatalf("%+v", e)
+	}
+}
+
+func TestC5_EmptyIsSpentByReading(t *testing.T) {
+	f, r := &fake{}, &record{}
+	s := New(f, Options{Observe: r.observe})
+	mustClaim(t, s).Close()
+	wantState(t, s, f, Sealed)
+	c := mustClaim(t, s)
+	c.Delivered(0, 0)
+	c.Close()
+	wantState(t, s, f, Spent)
+	if !r.events[3].Whole {
+		t.Fatal("an empty secret was read, and not whole")
+	}
+}
+
+func TestC5_WholeMeansInOrder(t *testing.T) {
+	for name, c := range map[string]struct {
+		reads [][2]int64
+		whole bool
+	}{
+		"in order":  {[][2]int64{{0, 4}, {4, 6}}, true},
+		"again":     {[][2]int64{{0, 4}, {0, 10}}, true},
+		"half":      {[][2]int64{{0, 4}}, false},
+		"backwards": {[][2]int64{{4, 6}, {0, 4}}, false},
+		"end only":  {[][2]int64{{9, 1}}, false},
+	} {
+		s := New(&fake{size: 10}, Options{})
+		claim := mustClaim(t, s)
+		for _, r := range c.reads {
+			claim.Delivered(r[0], r[1])
+		}
+		if got := s.Status().Whole; got != c.whole {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestM3_ZeroedBeforeSpentCanBeSeen(t *testing.T) {
+	for name, end := range map[string]func(*Secret, *Claim){
+		"close":   func(_ *Secret, c *Claim) { c.Delivered(0, 1); c.Close() },
+		"destroy": func(s *Secret, _ *Claim) { s.Destroy() },
+	} {
+		f := &fake{size: 1}
+		s := New(f, Options{})
+		f.onto = func() {
+			// Wipe is called with the secret locked; its state is read as it is.
+			if s.state == Spent {
+				t.Errorf("%s: spent before it was zeroed", name)
+			}
+		}
+		end(s, mustClaim(t, s))
+		wantState(t, s, f, Spent)
+	}
+}
+
+func TestM3_FailedWipeIsTold(t *testing.T) {
+	r := &record{}
+	f := &fake{size: 1, err: errors.New("munmap: invalid argument")}
+	s := New(f, Options{Observe: r.observe})
+	c := mustClaim(t, s)
+	c.Delivered(0, 1)
+	c.Close()
+	if r.events[1].Err != f.err {
+		t.Fatalf("%+v", r.events[1])
+	}
+	if err := New(f, Options{}).Destroy(); err != f.err {
+		t.Fatal(err)
+	}
+}
+
+func TestC10_Reads(t *testing.T) {
+	f, r := &fake{size: 4}, &record{}
+	s := New(f, Options{Reads: 3, Observe: r.observe})
+	for left := 3; left > 0; left-- {
+		if got := s.Status().Left; got != left {
+			t.Fatalf("%d left, want %d", got, left)
+		}
+		c := mustClaim(t, s)
+		if c.Last() != (left == 1) {
+			t.Fatalf("with %d left, last is %v", left, c.Last())
+		}
+		mustStayClaimed(t, s)
+		c.Delivered(0, 4)
+		c.Close()
+	}
+	wantState(t, s, f, Spent)
+	r.want(t, Claiming, Delivery, Claiming, Delivery, Claiming, Delivery)
+}
+
+func mustStayClaimed(t *testing.T, s *Secret) {
+	t.Helper()
+	if _, err := s.Claim(); err != ErrClaimed {
+		t.Fatal(err)
+	}
+}
+
+func TestC17_DestroyRevokes(t *testing.T) {
+	f, r := &fake{size: 4}, &record{}
+	s := New(f, Options{Observe: r.observe})
+	c := mustClaim(t, s)
+	c.Delivered(0, 2)
+	if err := s.Destroy(); err != nil {
+		t.Fatal(err)
+	}
+	wantState(t, s, f, Spent)
+	if c.Valid() != ErrRevoked || c.Close() != Spent || f.wiped.Load() != 1 {
+		t.Fatal("the claim survived")
+	}
+	s.Destroy()
+	r.want(t, Claiming, Destroyed)
+}
+
+func TestC11_Expire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &fake{size: 4}, &record{}
+		s := New(f, Options{Expire: time.Minute, Observe: r.observe})
+		time.Sleep(time.Minute - time.Nanosecond)
+		synctest.Wait()
+		wantState(t, s, f, Sealed)
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		wantState(t, s, f, Spent)
+		r.want(t, Expiry)
+	})
+}
+
+func TestC11_ExpireLetsAnOpenClaimEnd(t *testing.T) {
+	for _, began := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			f, r := &fake{size: 4}, &record{}
+			s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
+			c := mustClaim(t, s)
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			wantState(t, s, f, Claimed)
+			if c.Valid() != nil || !c.Last() {
+				t.Fatal("the claim did not stay, or is not the last")
+			}
+			if began {
+				c.Delivered(0, 4)
+			}
+			c.Close()
+			wantState(t, s, f, Spent)
+			if began {
+				r.want(t, Claiming, Delivery, Expiry)
+			} else {
+				r.want(t, Claiming, GiveBack, Expiry)
+			}
+		})
+	}
+}
+
+func TestC11_NoExpiryAfterTheSpend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &fake{size: 4}, &record{}
+		s := New(f, Options{Expire: time.Minute, Hold: time.Second, Observe: r.observe})
+		c := mustClaim(t, s)
+		c.Delivered(0, 4)
+		c.Close()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		r.want(t, Claiming, Delivery)
+		wantState(t, s, f, Spent)
+	})
+}
+
+func TestC11_Hold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &fake{size: 4}, &record{}
+		s := New(f, Options{Reads: 5, Hold: time.Second, Observe: r.observe})
+		c := mustClaim(t, s)
+		time.Sleep(time.Hour) // before the first byte nothing runs
+		synctest.Wait()
+		wantState(t, s, f, Claimed)
+		c.Delivered(0, 1)
+		time.Sleep(time.Second - time.Nanosecond)
+		synctest.Wait()
+		c.Delivered(1, 1) // does not start it again
+		wantState(t, s, f, Claimed)
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		wantState(t, s, f, Spent)
+		if c.Valid() != ErrRevoked {
+			t.Fatal("the claim is still valid")
+		}
+		r.want(t, Claiming, Expiry)
+	})
+}
+
+func TestC11_HoldEndsWithTheClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{size: 4}
+		s := New(f, Options{Reads: 2, Hold: time.Second})
+		c := mustClaim(t, s)
+		c.Delivered(0, 4)
+		c.Close()
+		next := mustClaim(t, s)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if next.Valid() != nil {
+			t.Fatal("the first claim's hold ended the second")
+		}
+		wantState(t, s, f, Claimed)
+	})
+}
+
+func TestC20_FloodIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &record{}
+		s := New(&fake{size: 1}, Options{Observe: r.observe})
+		attempt := func() {
+			if tell := s.Attempt(Late, "open"); tell != nil {
+				tell(cat)
+			}
+		}
+		for range 1000 {
+			attempt()
+		}
+		r.want(t, Late)
+		time.Sleep(tellEvery)
+		attempt()
+		r.want(t, Late, Late)
+		if got := r.events[1].Untold; got != 999 {
+			t.Fatalf("%d untold", got)
+		}
+		if got := s.Status().Attempts; got != 1001 {
+			t.Fatalf("%d attempts", got)
+		}
+		if r.events[1].Op != "open" || *r.events[1].Reader != cat {
+			t.Fatalf("%+v", r.events[1])
+		}
+	})
+}
+
+func TestC3_OneWinner(t *testing.T) {
+	for range 100 {
+		f := &fake{size: 1}
+		s := New(f, Options{})
+		var wg sync.WaitGroup
+		var mu sync.Mutex
+		won := 0
+		for range 50 {
+			wg.Go(func() {
+				c, err := s.Claim()
+				if err != nil {
+					return
+				}
+				c.Opened(cat)
+				mu.Lock()
+				won++
+				mu.Unlock()
+				c.Delivered(0, 1)
+				c.Close()
+			})
+		}
+		wg.Wait()
+		if won != 1 || f.wiped.Load() != 1 {
+			t.Fatalf("%d winners, wiped %d times", won, f.wiped.Load())
+		}
+	}
+}
+
+func TestStateText(t *testing.T) {
+	for _, s := range []State{Sealed, Claimed, Spent} {
+		text, err := json.Marshal(s)
+		var back State
+		if err != nil || json.Unmarshal(text, &back) != nil || back != s {
+			t.Errorf("%v: %s, %v", s, text, err)
+		}
+	}
+	if State(9).String() != "State(9)" || new(State).UnmarshalText([]byte("x")) == nil {
+		t.Error("a state that is none")
+	}
+}
+
+// TestModel drives a secret and a model of it with random acts.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		reads := rapid.IntRange(1, 4).Draw(t, "reads")
+		size := rapid.Int64Range(0, 5).Draw(t, "size")
+		f := &fake{size: size}
+		s := New(f, Options{Reads: reads})
+		// The model: who holds it, whether a byte went out, how many reads are left.
+		var held *Claim
+		began, left, gone := false, reads, false
+		var stale []*Claim
+		t.Repeat(map[string]func(*rapid.T){
+			"claim": func(t *rapid.T) {
+				c, err := s.Claim()
+				switch {
+				case gone && err != ErrSpent, !gone && held != nil && err != ErrClaimed, !gone && held == nil && err != nil:
+					t.Fatalf("claim: %v", err)
+				}
+				if err == nil {
+					c.Opened(cat)
+					held, began = c, false
+				}
+			},
+			"deliver": func(t *rapid.T) {
+				if held == nil {
+					t.Skip()
+				}
+				off := rapid.Int64Range(0, size).Draw(t, "off")
+				n := rapid.Int64Range(0, size-off).Draw(t, "n")
+				held.Delivered(off, n)
+				began = began || n > 0 || size == 0
+			},
+			"close": func(t *rapid.T) {
+				if held == nil {
+					t.Skip()
+				}
+				if began {
+					left--
+					gone = left == 0
+				}
+				want := Sealed
+				if gone {
+					want = Spent
+				}
+				if got := held.Close(); got != want {
+					t.Fatalf("close: %v, want %v", got, want)
+				}
+				stale, held = append(stale, held), nil
+			},
+			"stale": func(t *rapid.T) {
+				if len(stale) == 0 {
+					t.Skip()
+				}
+				c := stale[rapid.IntRange(0, len(stale)-1).Draw(t, "which")]
+				c.Delivered(0, size)
+				c.Close()
+				if c.Valid() != ErrRevoked {
+					t.Fatal("a closed claim is valid")
+				}
+			},
+			"destroy": func(t *rapid.T) {
+				if rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
+					t.Skip()
+				}
+				if err := s.Destroy(); err != nil {
+					t.Fatal(err)
+				}
+				if held != nil {
+					stale, held = append(stale, held), nil
+				}
+				gone = true
+			},
+			"attempt": func(t *rapid.T) {
+				if tell := s.Attempt(Late, "open"); tell != nil {
+					tell(cat)
+				}
+			},
+			"": func(t *rapid.T) {
+				want := Sealed
+				switch {
+				case gone:
+					want = Spent
+				case held != nil:
+					want = Claimed
+				}
+				st := s.Status()
+				if s.State() != want || st.State != want {
+					t.Fatalf("state %v, want %v", s.State(), want)
+				}
+				if (f.wiped.Load() == 1) != gone {
+					t.Fatalf("wiped %d times, gone %v", f.wiped.Load(), gone)
+				}
+				if !gone && st.Left != left || gone && st.Left != 0 {
+					t.Fatalf("%d left, want %d", st.Left, left)
+				}
+				if held != nil && (held.Valid() != nil || held.Last() != (left == 1)) {
+					t.Fatal("the open claim is not valid, or wrong about being the last")
+				}
+			},
+		})
+	})
+}
