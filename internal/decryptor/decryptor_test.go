@@ -1,0 +1,427 @@
+package decryptor
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"oncefs/crypto"
+	"oncefs/internal/sandbox"
+	"oncefs/internal/secretmem"
+)
+
+// TestMain is also the child, as the real binary is, and a process that tries
+// what the child must not be able to do.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case Command:
+			os.Exit(Main(os.Args[2:]))
+		case "forbidden":
+			os.Exit(forbidden(os.Args[2]))
+		}
+	}
+	os.Exit(m.Run())
+}
+
+const pass = "open sesame"
+
+func store(t testing.TB) *secretmem.Store {
+	t.Helper()
+	s, err := secretmem.Open(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// message encrypts content and returns it as an open file.
+func message(t *testing.T, content []byte) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "x.enc")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := crypto.Encrypt(f, bytes.NewReader(content), []byte(pass), crypto.GPG); err != nil {
+		t.Fatal(err)
+	}
+	return reopen(t, f)
+}
+
+func file(t *testing.T, content []byte) *os.File {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reopen(t, f)
+}
+
+func reopen(t *testing.T, f *os.File) *os.File {
+	t.Helper()
+	f.Close()
+	f, err := os.Open(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func run(t *testing.T, ctx context.Context, files []*os.File, passphrase string, max int64, s *secretmem.Store) ([]*secretmem.Buffer, error) {
+	t.Helper()
+	return Decrypt(ctx, "/proc/self/exe", files, Passphrase{File: file(t, []byte(passphrase))}, max, s)
+}
+
+// contentOf sends a buffer out through a pipe, for comparison.
+func contentOf(t *testing.T, b *secretmem.Buffer) []byte {
+	t.Helper()
+	p, err := secretmem.NewPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	r, w, _ := os.Pipe()
+	defer r.Close()
+	defer w.Close()
+	var got []byte
+	for off := int64(0); off < b.Size(); off += 4096 {
+		n := min(4096, b.Size()-off)
+		if err := p.Send(int(w.Fd()), []byte("h"), b, off, n); err != nil {
+			t.Fatal(err)
+		}
+		chunk := make([]byte, 1+n)
+		if _, err := io.ReadFull(r, chunk); err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, chunk[1:]...)
+	}
+	return got
+}
+
+func TestM2_DecryptsManyAtOnce(t *testing.T) {
+	s := store(t)
+	contents := [][]byte{[]byte("one"), {}, bytes.Repeat([]byte("three"), 100_000), []byte("four")}
+	var files []*os.File
+	for _, c := range contents {
+		files = append(files, message(t, c))
+	}
+	bufs, err := run(t, t.Context(), files, pass+"\nsecond line\n", 1<<20, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, b := range bufs {
+		if !bytes.Equal(contentOf(t, b), contents[i]) {
+			t.Errorf("file %d: other content", i)
+		}
+		b.Wipe()
+	}
+	if s.Live() != 0 {
+		t.Fatalf("%d buffers left", s.Live())
+	}
+}
+
+func TestM2_FaultsComeThrough(t *testing.T) {
+	good := message(t, []byte("good"))
+	whole, err := os.ReadFile(good.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		files []*os.File
+		pass  string
+		max   int64
+		want  error
+		file  int
+	}{
+		"wrong passphrase":  {[]*os.File{good}, "nope", 10, crypto.ErrWrongPassphrase, 0},
+		"second is no file": {[]*os.File{good, file(t, []byte("plain text"))}, pass, 10, crypto.ErrNotOpenPGP, 1},
+		"cut":               {[]*os.File{file(t, whole[:len(whole)/2])}, pass, 10, crypto.ErrDamaged, 0},
+		"too large":         {[]*os.File{good}, pass, 3, crypto.ErrTooLarge, 0},
+		"empty passphrase":  {[]*os.File{good}, "\nsecond", 10, ErrEmpty, -1},
+		"long passphrase":   {[]*os.File{good}, strings.Repeat("x", 5000), 10, ErrTooLong, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, f := range c.files {
+				f.Seek(0, 0)
+			}
+			s := store(t)
+			bufs, err := run(t, t.Context(), c.files, c.pass, c.max, s)
+			if !errors.Is(err, c.want) || bufs != nil {
+				t.Fatalf("%v, %v", bufs, err)
+			}
+			var fe *FileError
+			if errors.As(err, &fe) != (c.file >= 0) || c.file >= 0 && fe.File != c.file {
+				t.Fatalf("which file: %v", err)
+			}
+			if s.Live() != 0 {
+				t.Fatalf("%d buffers left", s.Live())
+			}
+		})
+	}
+}
+
+// TestM2_KilledChild kills the child while it waits for its passphrase.
+func TestM2_KilledChild(t *testing.T) {
+	s := store(t)
+	r, w, _ := os.Pipe()
+	defer w.Close()
+	got := make(chan error)
+	go func() {
+		_, err := Decrypt(t.Context(), "/proc/self/exe", []*os.File{message(t, []byte("x"))}, Passphrase{File: r}, 10, s)
+		got <- err
+	}()
+	child := waitForChild(t)
+	syscall.Kill(child, syscall.SIGKILL)
+	if err := <-got; !errors.Is(err, ErrDied) {
+		t.Fatal(err)
+	}
+	if s.Live() != 0 {
+		t.Fatalf("%d buffers left", s.Live())
+	}
+}
+
+// waitForChild waits until the child has put its sandbox on, which is seen by
+// its seccomp mode.
+func waitForChild(t *testing.T) int {
+	t.Helper()
+	for t.Context().Err() == nil {
+		tasks, _ := filepath.Glob("/proc/self/task/*/children")
+		for _, path := range tasks {
+			b, _ := os.ReadFile(path)
+			for _, pid := range strings.Fields(string(b)) {
+				status, _ := os.ReadFile("/proc/" + pid + "/status")
+				if strings.Contains(string(status), "Seccomp:\t2") {
+					var n int
+					fmt.Sscan(pid, &n)
+					return n
+				}
+			}
+		}
+		runtime.Gosched()
+	}
+	t.Fatal("no child")
+	return 0
+}
+
+func TestM2_CancelKillsTheChild(t *testing.T) {
+	s := store(t)
+	r, w, _ := os.Pipe()
+	defer w.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan error)
+	go func() {
+		_, err := Decrypt(ctx, "/proc/self/exe", []*os.File{message(t, []byte("x"))}, Passphrase{File: r}, 10, s)
+		got <- err
+	}()
+	child := waitForChild(t)
+	cancel()
+	if err := <-got; !errors.Is(err, context.Canceled) || s.Live() != 0 {
+		t.Fatal(err)
+	}
+	if syscall.Kill(child, 0) == nil {
+		t.Fatal("the child is alive")
+	}
+}
+
+// forbidden puts the sandbox on and tries one act.
+func forbidden(act string) int {
+	if err := sandbox.Decryptor(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	switch act {
+	case "nothing":
+		fmt.Println("alive")
+		return 0
+	case "open":
+		os.Open("/etc/passwd")
+	case "open for writing":
+		unix.Open("/tmp/x", unix.O_CREAT|unix.O_WRONLY, 0o600)
+	case "socket":
+		net.Dial("tcp", "127.0.0.1:1")
+	case "unix socket":
+		unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	case "exec":
+		syscall.Exec("/bin/true", []string{"true"}, nil)
+	case "fork":
+		syscall.RawSyscall(syscall.SYS_FORK, 0, 0, 0)
+	case "clone a process":
+		syscall.RawSyscall(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0)
+	case "ptrace":
+		unix.PtraceAttach(os.Getppid())
+	case "read others' memory":
+		var b [1]byte
+		unix.ProcessVMReadv(os.Getppid(), []unix.Iovec{{Base: &b[0], Len: 1}}, []unix.RemoteIovec{{Base: 0x1000, Len: 1}}, 0)
+	case "kill":
+		syscall.Kill(os.Getppid(), 0)
+	case "mount":
+		unix.Mount("none", "/mnt", "tmpfs", 0, "")
+	case "bpf":
+		unix.Syscall(unix.SYS_BPF, 0, 0, 0)
+	case "io_uring":
+		unix.Syscall(unix.SYS_IO_URING_SETUP, 1, 0, 0)
+	}
+	fmt.Println("survived", act)
+	return 0
+}
+
+func TestM2_ChildCanDoNothingElse(t *testing.T) {
+	for _, act := range []string{"nothing", "open", "open for writing", "socket", "unix socket", "exec", "fork", "clone a process", "ptrace", "read others' memory", "kill", "mount", "bpf", "io_uring"} {
+		t.Run(act, func(t *testing.T) {
+			cmd := exec.Command("/proc/self/exe", "forbidden", act)
+			out, err := cmd.Output()
+			if act == "nothing" {
+				if err != nil || string(out) != "alive\n" {
+					t.Fatalf("%q, %v", out, err)
+				}
+				return
+			}
+			ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+			if !ok || !ws.Signaled() || ws.Signal() != syscall.SIGSYS {
+				t.Fatalf("not killed: %q, %v", out, cmd.ProcessState)
+			}
+		})
+	}
+}
+
+func TestC14_FirstLineAsGPG(t *testing.T) {
+	for in, want := range map[string]string{
+		"secret\n": "secret", "secret": "secret", "secret\nother\n": "secret", " a b \n": " a b ", "\tx": "\tx",
+		"crlf\r\n": "crlf\r", "nul\x00x\n": "nul\x00x", strings.Repeat("x", maxPassphrase) + "\n": strings.Repeat("x", maxPassphrase),
+	} {
+		got, err := FirstLine(strings.NewReader(in))
+		if err != nil || string(got) != want {
+			t.Errorf("%.20q: %.20q, %v", in, got, err)
+		}
+	}
+	for in, want := range map[string]error{"": ErrEmpty, "\n": ErrEmpty, "\nx": ErrEmpty, strings.Repeat("x", maxPassphrase+1): ErrTooLong} {
+		if got, err := FirstLine(strings.NewReader(in)); err != want || got != nil {
+			t.Errorf("%.20q: %.20q, %v", in, got, err)
+		}
+	}
+}
+
+func TestC14_NothingIsReadBeyondTheLine(t *testing.T) {
+	r, w, _ := os.Pipe()
+	io.WriteString(w, "first\nsecond\n")
+	w.Close()
+	if got, err := FirstLine(r); err != nil || string(got) != "first" {
+		t.Fatal(got, err)
+	}
+	if rest, _ := io.ReadAll(r); string(rest) != "second\n" {
+		t.Fatalf("left: %q", rest)
+	}
+}
+
+// FuzzReceive feeds the parent anything at all: an error leaves no buffer and no
+// mapping behind, and only a whole protocol is taken for good.
+func FuzzReceive(f *testing.F) {
+	add := func(hs ...any) {
+		var b []byte
+		for _, h := range hs {
+			switch h := h.(type) {
+			case header:
+				p := h.put()
+				b = append(b, p[:]...)
+			case string:
+				b = append(b, h...)
+			}
+		}
+		f.Add(b)
+	}
+	add(header{kind: data, n: 5}, "hello", header{kind: done, n: 5}, header{kind: done, file: 1})
+	add(header{kind: data, file: 1, n: 2}, "ab", header{kind: data, n: 1}, "x", header{kind: done, n: 1}, header{kind: done, file: 1, n: 2})
+	add(header{kind: done}, header{kind: done})
+	add(header{kind: done}, header{kind: done, file: 1}, "x")
+	add(header{kind: data, n: 1 << 40})
+	add(header{kind: failed, fault: byte(crypto.ErrDamaged), n: 4}, "text")
+	add(header{kind: failed, fault: 200})
+	add(header{kind: failed, file: 1 << 31, fault: 1})
+	add(header{kind: refuse, fault: byte(ErrEmpty)})
+	add(header{kind: refuse, fault: 99, n: 300})
+	add(header{kind: 9})
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		if len(stream) > 60_000 {
+			t.Skip()
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		w.Write(stream)
+		w.Close()
+		s := store(t)
+		bufs := []*secretmem.Buffer{s.NewBuffer(1 << 14), s.NewBuffer(1 << 14)}
+		err = receive(int(r.Fd()), bufs)
+		var held int64
+		for _, b := range bufs {
+			held += b.Size()
+			if err := b.Wipe(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.Live() != 0 {
+			t.Fatalf("%d buffers left", s.Live())
+		}
+		if held > 2<<14 {
+			t.Fatalf("%d bytes in two buffers", held)
+		}
+		if err == nil {
+			// It must have been said twice that a file is whole, and no more.
+			if n := int64(len(stream)) - held; n < 2*headerSize || n%headerSize != 0 {
+				t.Fatalf("%d bytes of protocol were taken for good", n)
+			}
+		}
+	})
+}
+
+func TestProtocolRefuses(t *testing.T) {
+	put := func(h header) string { b := h.put(); return string(b[:]) }
+	for name, stream := range map[string]string{
+		"nothing":            "",
+		"half a header":      "\x01\x00\x00",
+		"no end":             put(header{kind: data, n: 1}) + "x",
+		"short data":         put(header{kind: data, n: 5}) + "x",
+		"wrong sum":          put(header{kind: data, n: 1}) + "x" + put(header{kind: done, n: 2}),
+		"another file":       put(header{kind: done, file: 1}),
+		"after the end":      put(header{kind: done}) + "x",
+		"twice whole":        put(header{kind: done}) + put(header{kind: done}),
+		"too much at once":   put(header{kind: data, n: maxData + 1}),
+		"too much":           put(header{kind: data, n: 11}) + "01234567890" + put(header{kind: done, n: 11}),
+		"long text":          put(header{kind: failed, fault: 1, n: maxText + 1}),
+		"text not printable": put(header{kind: failed, fault: 1, n: 1}) + "\x1b",
+		"unknown fault":      put(header{kind: failed, fault: 77}),
+		"unknown refusal":    put(header{kind: refuse, fault: 77}),
+		"bytes that are 0":   "\x01\x00\x01\x00" + strings.Repeat("\x00", 12),
+	} {
+		r, w, _ := os.Pipe()
+		io.WriteString(w, stream)
+		w.Close()
+		s := store(t)
+		b := s.NewBuffer(10)
+		if err := receive(int(r.Fd()), []*secretmem.Buffer{b}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		b.Wipe()
+		r.Close()
+	}
+}
