@@ -154,13 +154,6 @@ var exits = []exit{
 	{code: exitOther, meaning: "anything else"},
 }
 
-// answers are the statuses of `oncefs status`, which are not errors.
-var answers = []exit{
-	{code: 0, meaning: "success; status: mounted and still to be read"},
-	{code: exitClaimed, meaning: "status: a reader has it open"},
-	{code: exitSpent, meaning: "status: read, or expired: spent"},
-}
-
 var errMount = errors.New("mount")
 
 func exitFor(err error) *exit {

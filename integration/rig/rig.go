@@ -13,6 +13,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -404,4 +406,138 @@ func Mounted(t testing.TB, path string) bool {
 func Cat(t testing.TB, path string) Result {
 	t.Helper()
 	return Exec(t, exec.Command("cat", path))
+}
+
+// Leftovers lists what tests may leave on the machine: mounts, processes and
+// directories that carry the rig's names.
+func Leftovers() []string {
+	var all []string
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[1], "/oncefs-test-") {
+			all = append(all, "mount "+f[1])
+		}
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range procs {
+		line, _ := os.ReadFile(path)
+		if strings.Contains(string(line), "/oncefs-test-") {
+			all = append(all, "process "+filepath.Base(filepath.Dir(path))+" "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "oncefs-test-*"))
+	return append(all, dirs...)
+}
+
+// NewLeftovers lists what there is now and was not before. Processes that are
+// about to end are given the time to.
+func NewLeftovers(before []string) []string {
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		var left []string
+		for _, l := range Leftovers() {
+			if !slices.Contains(before, l) {
+				left = append(left, l)
+			}
+		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			return left
+		}
+		runtime.Gosched()
+	}
+}
+
+// A Reader is a process of the test binary that does file operations one by
+// one, as its test tells it, so that what happens between two of them is the
+// test's choice.
+type Reader struct {
+	T   testing.TB
+	Cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// NewReader starts a reader; cred may make it another user's.
+func NewReader(t testing.TB, cred *syscall.Credential) *Reader {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cred != nil {
+		exe = readable(t, exe)
+	}
+	r := &Reader{T: t, Cmd: exec.Command(exe, "reader")}
+	if cred != nil {
+		r.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+	}
+	r.Cmd.Stderr = os.Stderr
+	if r.in, err = r.Cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := r.Cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.out = bufio.NewReader(out)
+	if err := r.Cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.End)
+	return r
+}
+
+// readable copies a program to where any user may run it.
+func readable(t testing.TB, exe string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "oncefs-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	os.Chmod(dir, 0o755)
+	b, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "reader")
+	if err := os.WriteFile(path, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Do makes the reader do one operation and returns its answer: what came of it,
+// or the name of the error.
+func (r *Reader) Do(op ...string) string {
+	r.T.Helper()
+	if _, err := io.WriteString(r.in, strings.Join(op, "\t")+"\n"); err != nil {
+		r.T.Fatalf("reader: %v: %v", op, err)
+	}
+	line, err := r.out.ReadString('\n')
+	if err != nil {
+		r.T.Fatalf("reader: %v: %v", op, err)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
+// Want makes the reader do one operation and fails unless the answer is as
+// wanted.
+func (r *Reader) Want(want string, op ...string) {
+	r.T.Helper()
+	if got := r.Do(op...); got != want {
+		r.T.Errorf("%v: got %.200q, want %.200q", op, got, want)
+	}
+}
+
+// End ends the reader and waits for it.
+func (r *Reader) End() {
+	r.in.Close()
+	r.Cmd.Wait()
+}
+
+// Kill kills the reader and waits for its end.
+func (r *Reader) Kill() {
+	r.Cmd.Process.Kill()
+	r.Cmd.Wait()
 }

@@ -1,0 +1,27 @@
+// Package integration shows what only a real kernel can: the built binary on
+// real mounts, with readers that are other processes.
+package integration
+
+import (
+	"os"
+	"testing"
+
+	"oncefs/integration/rig"
+)
+
+// TestMain is also the reader that tests start as a process of its own.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "reader" {
+		os.Exit(reader(os.Args[2:]))
+	}
+	before := rig.Leftovers()
+	code := m.Run()
+	if left := rig.NewLeftovers(before); len(left) > 0 && code == 0 {
+		for _, l := range left {
+			println("left behind:", l)
+		}
+		code = 1
+	}
+	rig.RemoveBinary()
+	os.Exit(code)
+}
