@@ -81,7 +81,7 @@ func TestC3_Race(t *testing.T) {
 		fmt.Sscan(os.Getenv("ONCEFS_ROUNDS"), &rounds)
 	}
 	for _, procs := range []string{"", "1"} {
-		for _, over := range []string{"directory"} {
+		for _, over := range []string{"directory", "file"} {
 			t.Run(over+procs, func(t *testing.T) {
 				d := rig.NewDir(t, []byte(content))
 				for range rounds {

@@ -210,18 +210,12 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := mountpoint.CheckDevice(); err != nil {
 		return err
 	}
-	path, cleanup, err := mountpoint.HelperPath(m.binary)
-	if err != nil {
-		return err
-	}
-	cleanup = sync.OnceFunc(cleanup)
-	defer cleanup()
-	os.Setenv("PATH", path)
 	for _, name := range m.Require {
 		if name != requireSecretmem && !slices.Contains(sandbox.Available(), sandbox.Layer(name)) {
 			return fmt.Errorf("%w: %s", errRequired, name)
 		}
 	}
+	var err error
 	if m.store, err = secretmem.Open(slices.Contains(m.Require, requireSecretmem)); err != nil {
 		return err
 	}
@@ -242,6 +236,13 @@ func (m *mounting) start(ctx context.Context) error {
 	if m.point.File && len(m.Enc) > 1 {
 		return fmt.Errorf("%w: several --enc need a directory to mount over, and %s is none", errNotFit, m.point.Path)
 	}
+	path, cleanup, err := mountpoint.HelperPath(m.binary, m.point.File)
+	if err != nil {
+		return err
+	}
+	cleanup = sync.OnceFunc(cleanup)
+	defer cleanup()
+	os.Setenv("PATH", path)
 	uid, gid, err := m.owner()
 	if err != nil {
 		return err

@@ -33,12 +33,17 @@ func CheckDevice() error {
 // HelperPath returns a PATH in which the mount helper is found, and a function
 // that removes what was made for it. Where fusermount3 is installed that is the
 // PATH as it is. Elsewhere root is helped by this binary under that name.
-func HelperPath(binary string) (path string, cleanup func(), err error) {
+//
+// For root and a mount over a file it is always this binary: the other one
+// cannot mount over the placeholder of Prepare.
+func HelperPath(binary string, overFile bool) (path string, cleanup func(), err error) {
 	path = os.Getenv("PATH")
-	if _, err := exec.LookPath(helperName); err == nil {
+	_, err = exec.LookPath(helperName)
+	root := os.Geteuid() == 0
+	if err == nil && !(root && overFile) {
 		return path, func() {}, nil
 	}
-	if os.Geteuid() != 0 {
+	if !root {
 		return "", nil, ErrNoHelper
 	}
 	// An image may bring the link along; it then needs no writable directory.
@@ -113,8 +118,18 @@ func mountAndPass(dir, opts string) error {
 		return errors.New("no _FUSE_COMMFD to pass the device to")
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
+	if err := unix.Lstat(dir, &st); err != nil {
 		return err
+	}
+	at, mode := dir, st.Mode&unix.S_IFMT
+	if mode == unix.S_IFLNK {
+		// A placeholder: the mount goes onto the link itself, not to where it leads.
+		link, err := unix.Open(dir, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(link)
+		at, mode = fmt.Sprintf("/proc/self/fd/%d", link), unix.S_IFREG
 	}
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -124,7 +139,7 @@ func mountAndPass(dir, opts string) error {
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	data := []string{
 		fmt.Sprintf("fd=%d", dev),
-		fmt.Sprintf("rootmode=%o", st.Mode&unix.S_IFMT),
+		fmt.Sprintf("rootmode=%o", mode),
 		fmt.Sprintf("user_id=%d", os.Getuid()),
 		fmt.Sprintf("group_id=%d", os.Getgid()),
 	}
@@ -145,7 +160,7 @@ func mountAndPass(dir, opts string) error {
 			return fmt.Errorf("unknown option %q", key)
 		}
 	}
-	if err := unix.Mount(source, dir, kind, flags, strings.Join(data, ",")); err != nil {
+	if err := unix.Mount(source, at, kind, flags, strings.Join(data, ",")); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
 	if err := unix.Sendmsg(comm, []byte{0}, unix.UnixRights(dev), nil, 0); err != nil {

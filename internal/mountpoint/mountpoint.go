@@ -97,6 +97,9 @@ func Find(target, name string) (p *Point, healed int, err error) {
 		case info.IsDir():
 			return &Point{Path: real}, healed, nil
 		case info.Mode()&fs.ModeSymlink != 0:
+			if isLink(real) {
+				return &Point{Path: real, File: true}, healed, nil
+			}
 			to, err := filepath.EvalSymlinks(real)
 			if err != nil || links > 0 {
 				return nil, healed, wrap(ErrSymlink)
@@ -115,11 +118,35 @@ func Find(target, name string) (p *Point, healed int, err error) {
 	}
 }
 
-// Prepare makes the empty placeholder that a mount over a file needs. Its mode
-// lets nobody read it, should it ever be seen.
+// nowhere is what a placeholder that is a symbolic link points to.
+const nowhere = "oncefs-placeholder-points-nowhere"
+
+// Prepare makes the placeholder that a mount over a file needs. A program that
+// is on its way through the path when mount and placeholder vanish may still
+// come upon the placeholder. For root it is a link to nowhere, so that such a
+// program is told that there is no file; fusermount3 mounts over no link, so for
+// others it is an empty file that nobody may read.
 func (p *Point) Prepare() error {
 	if !p.File {
 		return nil
+	}
+	if os.Geteuid() == 0 {
+		switch err := os.Symlink(nowhere, p.Path); {
+		case err == nil:
+			p.made = true
+			return nil
+		case !errors.Is(err, fs.ErrExist):
+			return err
+		}
+		if isLink(p.Path) {
+			return nil
+		}
+		// An empty file that Find saw: one of ours from before, or a user's.
+		if err := os.Remove(p.Path); err != nil {
+			return err
+		}
+		p.made = true
+		return os.Symlink(nowhere, p.Path)
 	}
 	f, err := os.OpenFile(p.Path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o200)
 	if errors.Is(err, fs.ErrExist) {
@@ -130,6 +157,12 @@ func (p *Point) Prepare() error {
 	}
 	p.made = true
 	return f.Close()
+}
+
+// isLink tells whether the path is a placeholder that is a link.
+func isLink(path string) bool {
+	to, err := os.Readlink(path)
+	return err == nil && to == nowhere
 }
 
 // Abandon removes the placeholder if Prepare made it and nothing was mounted.

@@ -92,7 +92,10 @@ func (r *Remover) unlink(name string) error {
 	if err != nil {
 		return &fs.PathError{Op: "stat", Path: r.path, Err: err}
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0 {
+	buf := make([]byte, len(nowhere)+1)
+	n, _ := unix.Readlinkat(r.dir, name, buf)
+	link := n > 0 && string(buf[:n]) == nowhere
+	if !link && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0) {
 		return &fs.PathError{Op: "remove", Path: r.path, Err: ErrNotEmpty}
 	}
 	if err := unix.Unlinkat(r.dir, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
