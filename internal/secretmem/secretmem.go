@@ -218,6 +218,11 @@ func (b *Buffer) Fill(fd int, n int64) error {
 
 // writeTo writes the n bytes at off to the descriptor.
 func (b *Buffer) writeTo(fd int, off, n int64) error {
+	return b.write(off, n, func(p []byte) (int, error) { return unix.Write(fd, p) })
+}
+
+// write gives the n bytes at off to write, part by part.
+func (b *Buffer) write(off, n int64, write func([]byte) (int, error)) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.wiped {
@@ -238,7 +243,7 @@ func (b *Buffer) writeTo(fd int, off, n int64) error {
 		off = 0
 		n -= int64(len(part))
 		for len(part) > 0 {
-			wrote, err := ignoringEINTR(func() (int, error) { return unix.Write(fd, part) })
+			wrote, err := ignoringEINTR(func() (int, error) { return write(part) })
 			if err != nil {
 				return err
 			}
@@ -246,6 +251,19 @@ func (b *Buffer) writeTo(fd int, off, n int64) error {
 		}
 	}
 	return nil
+}
+
+// Copy writes all of the buffer to a descriptor of any kind, also one that is
+// non-blocking. What went out is out of our hands. A Wipe meanwhile waits.
+func (b *Buffer) Copy(fd int) error {
+	return b.write(0, b.Size(), func(p []byte) (int, error) {
+		n, err := unix.Write(fd, p)
+		if err == unix.EAGAIN {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
+			n = 0
+		}
+		return n, err
+	})
 }
 
 // Wipe overwrites the memory with zeros, looks that they are there, and unmaps

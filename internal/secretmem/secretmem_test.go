@@ -148,6 +148,36 @@ func TestM1_SendAnyPart(t *testing.T) {
 	}
 }
 
+// TestM1_CopyWaitsForItsReader copies more than a pipe holds, also into one that
+// is non-blocking.
+func TestM1_CopyWaitsForItsReader(t *testing.T) {
+	for _, flags := range []int{0, unix.O_NONBLOCK} {
+		for _, s := range stores(t) {
+			for _, size := range []int{0, 1, 4097, 300_000} {
+				content := random(size)
+				b := fill(t, s, content)
+				var fds [2]int
+				if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.SetNonblock(fds[1], flags != 0); err != nil {
+					t.Fatal(err)
+				}
+				copied := make(chan error, 1)
+				go func() { copied <- errors.Join(b.Copy(fds[1]), unix.Close(fds[1])) }()
+				r := os.NewFile(uintptr(fds[0]), "pipe")
+				got, err := io.ReadAll(r)
+				if err = errors.Join(err, <-copied, r.Close(), b.Wipe()); err != nil || !bytes.Equal(got, content) {
+					t.Errorf("%s, %d bytes, flags %d: %d came, %v", s.Kind(), size, flags, len(got), err)
+				}
+				if err := b.Copy(0); !errors.Is(err, ErrWiped) {
+					t.Errorf("after Wipe: %v", err)
+				}
+			}
+		}
+	}
+}
+
 // TestM1_FailedSendLeavesNothing: what could not go out must not go out before
 // the next message.
 func TestM1_FailedSendLeavesNothing(t *testing.T) {
