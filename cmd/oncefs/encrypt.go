@@ -17,7 +17,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"oncefs/crypto"
-	"oncefs/internal/decryptor"
 	"oncefs/internal/erase"
 	"oncefs/internal/sandbox"
 )
@@ -74,7 +73,7 @@ func (c *encryptCmd) Run(e *env) error {
 		defer plain.Close()
 		in = plain.File()
 	}
-	passphrase, err := c.passphrase(e)
+	passphrase, err := readPassphrase(e, c.PassphraseFile, "passphrase for "+c.Output, true)
 	if err != nil {
 		return err
 	}
@@ -131,34 +130,6 @@ func (c *encryptCmd) mayWrite() error {
 		return &fs.PathError{Op: "write", Path: c.Output, Err: errOutput}
 	}
 	return nil
-}
-
-func (c *encryptCmd) passphrase(e *env) ([]byte, error) {
-	path := c.PassphraseFile
-	if path == "" {
-		path = defaultPassphraseFile
-		if _, err := os.Stat(path); err != nil {
-			tty, err := decryptor.OpenTerminal()
-			if err != nil {
-				return nil, fmt.Errorf("%w (%s does not exist)", errNoPassphrase, path)
-			}
-			defer tty.Close()
-			return decryptor.Ask(tty, "oncefs: passphrase for "+c.Output, true)
-		}
-	}
-	f, err := erase.Open(path, false)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
-	}
-	defer f.Close()
-	if f.Exposed {
-		e.warn(path+" can be read by others", "chmod 600 "+path)
-	}
-	p, err := decryptor.FirstLine(f.File())
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return p, nil
 }
 
 // write makes the output whole or not at all, and returns the plaintext's sum.

@@ -36,6 +36,8 @@ const (
 	exitChild       = 52
 	exitStopped     = 60
 	exitOutput      = 61
+	exitTerminal    = 62
+	exitExists      = 63
 	exitUsage       = 80
 	exitClaimed     = 90
 	exitSpent       = 91
@@ -67,6 +69,8 @@ var (
 	errAmbiguous    = errors.New("there are two encrypted files of that name, and they differ")
 	errNoPassphrase = errors.New("there is no passphrase file and no terminal to ask at")
 	errOutput       = errors.New("is there already and is not an OpenPGP message")
+	errTerminal     = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
+	errExists       = errors.New("is there already")
 	errStopped      = errors.New("stopped before it was ready")
 	errNotFit       = errors.New("the options do not fit together")
 	errRequired     = errors.New("a required protection is not to be had here")
@@ -146,6 +150,10 @@ var exits = []exit{
 		}},
 	{code: exitStopped, meaning: "stopped by a signal before it was ready", is: []error{errStopped, context.Canceled}},
 	{code: exitOutput, meaning: "encrypt: the output is there already and is not an OpenPGP message", is: []error{errOutput},
+		advice: "choose another name with -o, or overwrite it with --force"},
+	{code: exitTerminal, meaning: "decrypt: standard output is a terminal", is: []error{errTerminal},
+		advice: "name a file with -o, pipe it into the program that wants it, or show it all the same with --tty"},
+	{code: exitExists, meaning: "the output is there already", is: []error{errExists},
 		advice: "choose another name with -o, or overwrite it with --force"},
 	{code: exitUsage, meaning: "the command line is wrong", is: []error{errNotFit},
 		advice: "oncefs COMMAND --help explains the options"},

@@ -91,6 +91,7 @@ type cli struct {
 	Umount  umountCmd  `cmd:"" help:"Unmount, zero the memory and end the serving process."`
 	Status  statusCmd  `cmd:"" help:"Tell whether a mount is ready, and who has read it."`
 	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`
+	Decrypt decryptCmd `cmd:"" help:"Decrypt to standard output or a file."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"oncefs/internal/decryptor"
+	"oncefs/internal/erase"
+	"oncefs/internal/secretmem"
+)
+
+// passphraseFlag is the option of every command that leaves the passphrase file
+// alone.
+type passphraseFlag struct {
+	PassphraseFile string `placeholder:"FILE" help:"File whose first line is the passphrase; it is left alone. /dev/fd/N and pipes work. Default: ${passphrase} if it exists, else you are asked."`
+}
+
+// A source of a passphrase is a file, or the terminal.
+type source struct {
+	file *erase.File // nil where the terminal is asked
+	tty  *os.File
+	name string
+}
+
+// openPassphrase opens the file, or the terminal where there is no file.
+func openPassphrase(e *env, path string) (*source, error) {
+	if path == "" {
+		path = defaultPassphraseFile
+		if _, err := os.Stat(path); err != nil {
+			tty, err := decryptor.OpenTerminal()
+			if err != nil {
+				return nil, fmt.Errorf("%w (%s does not exist)", errNoPassphrase, path)
+			}
+			return &source{tty: tty}, nil
+		}
+	}
+	f, err := erase.Open(path, false)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
+	}
+	if f.Exposed {
+		e.warn(path+" can be read by others", "chmod 600 "+path)
+	}
+	return &source{file: f, name: path}, nil
+}
+
+func (s *source) close() {
+	if s.file != nil {
+		s.file.Close()
+	}
+	if s.tty != nil {
+		s.tty.Close()
+	}
+}
+
+// read reads the passphrase into this process; with confirm a person types it
+// twice.
+func (s *source) read(prompt string, confirm bool) ([]byte, error) {
+	if s.tty != nil {
+		defer keepTerminal(s.tty)()
+		return decryptor.Ask(s.tty, "oncefs: "+prompt, confirm)
+	}
+	p, err := decryptor.FirstLine(s.file.File())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.name, err)
+	}
+	return p, nil
+}
+
+// keepTerminal sees to it that a terminal that is asked without echo is given
+// back as it was, also where a signal ends us. The function it returns ends
+// that.
+func keepTerminal(tty *os.File) (release func()) {
+	fd := int(tty.Fd())
+	state, err := term.GetState(fd)
+	if err != nil {
+		return func() {}
+	}
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	go func() {
+		select {
+		case <-done:
+		case s := <-signals:
+			term.Restore(fd, state)
+			io.WriteString(tty, "\n")
+			signal.Reset()
+			unix.Kill(os.Getpid(), s.(unix.Signal))
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+		term.Restore(fd, state)
+	}
+}
+
+// readPassphrase opens, reads and closes.
+func readPassphrase(e *env, path, prompt string, confirm bool) ([]byte, error) {
+	s, err := openPassphrase(e, path)
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	return s.read(prompt, confirm)
+}
+
+// decryptWith decrypts one open file in a child of its own. The passphrase is
+// read there, and what comes back is authenticated to its end.
+func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, error) {
+	pass := decryptor.Passphrase{File: s.tty, Terminal: true}
+	if s.file != nil {
+		pass = decryptor.Passphrase{File: s.file.File()}
+	} else {
+		defer keepTerminal(s.tty)()
+	}
+	return decryptChild(e, f, pass, max)
+}
+
+// decryptKnowing is decryptWith where the passphrase is known here already.
+func decryptKnowing(e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	// A passphrase is shorter than a pipe holds: this cannot wait.
+	line := append(append(make([]byte, 0, len(passphrase)+1), passphrase...), '\n')
+	_, err = w.Write(line)
+	clear(line)
+	if err = errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return decryptChild(e, f, decryptor.Passphrase{File: r}, max)
+}
+
+func decryptChild(e *env, f *os.File, pass decryptor.Passphrase, max size) (*secretmem.Buffer, error) {
+	store, err := secretmem.Open(false)
+	if err != nil {
+		return nil, err
+	}
+	bufs, err := decryptor.Decrypt(context.Background(), e.binary, []*os.File{f}, pass, int64(max), store)
+	var file *decryptor.FileError
+	if errors.As(err, &file) {
+		err = file.Err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("decrypt %s: %w", f.Name(), err)
+	}
+	return bufs[0], nil
+}
+
+// openMessage opens an encrypted file; - is standard input.
+func openMessage(e *env, name string) (*os.File, error) {
+	if name == "-" {
+		return e.stdin, nil
+	}
+	f, err := os.Open(name)
+	return f, notThere(err, name)
+}
