@@ -74,6 +74,7 @@ var (
 	errStopped      = errors.New("stopped before it was ready")
 	errNotFit       = errors.New("the options do not fit together")
 	errRequired     = errors.New("a required protection is not to be had here")
+	errLinkedWithC  = errors.New("this binary is linked with C and could not give up its privileges in every thread")
 	errSelfCheck    = errors.New("the mount does not show what it should")
 )
 
@@ -159,7 +160,8 @@ var exits = []exit{
 		advice: "oncefs COMMAND --help explains the options"},
 	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck, fs.ErrPermission},
 		advice: "in a container, mounting takes CAP_SYS_ADMIN and /dev/fuse; elsewhere a user who is not root needs fusermount3 (Debian package fuse3)"},
-	{code: exitOther, meaning: "anything else"},
+	{code: exitOther, meaning: "anything else",
+		hints: map[error]string{errLinkedWithC: "build it with make build, or with CGO_ENABLED=0"}},
 }
 
 var errMount = errors.New("mount")

@@ -17,8 +17,15 @@ func main() {
 	os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
+// linkedWithC tells a binary that cannot keep its promises, see cgo.go.
+var linkedWithC bool
+
 // run is the whole program; it returns the exit status.
 func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
+	if linkedWithC {
+		ui := &tui{out: stdout, err: stderr}
+		return ui.fail(errLinkedWithC)
+	}
 	if mountpoint.IsHelper(args[0]) {
 		return mountpoint.Helper(args[1:], stderr)
 	}
