@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"oncefs/integration/rig"
 )
 
 // reader does the operations that come on standard input, a line each, and
@@ -234,7 +236,7 @@ func (r *ops) do(op []string) string {
 // transfer moves size bytes by a system call that does not give them to the
 // process, and returns the sum of what arrived.
 func transfer(how string, from, size int) string {
-	dir, err := os.MkdirTemp("", "oncefs-test-")
+	dir, err := os.MkdirTemp("", rig.Prefix)
 	if err != nil {
 		return err.Error()
 	}

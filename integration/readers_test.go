@@ -246,7 +246,7 @@ func newStage(t testing.TB, p program) *stage {
 	rig.Need(t, strings.Fields(p.name)[0], p.debian)
 	rig.Need(t, "curl", "curl")
 	// Short, for the paths of sockets.
-	dir, err := os.MkdirTemp("", "oncefs-test-")
+	dir, err := os.MkdirTemp("", rig.Prefix)
 	if err != nil {
 		t.Fatal(err)
 	}

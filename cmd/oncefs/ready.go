@@ -67,7 +67,7 @@ func (m *mounting) announce(h *herald) {
 		slog.Int64("bytes", total), slog.String("memory", string(m.store.Kind())), slog.Any("sandbox", m.layers), slog.Int("reads", m.Reads))
 	m.printf("oncefs: ready: %s\n", m.readyLine(total))
 	if h.null != nil {
-		if err := h.detach(); err != nil {
+		if err := h.detach(m.LogFile != ""); err != nil {
 			m.events.tell(slog.LevelWarn, "detach", slog.String("error", err.Error()))
 		}
 	}
@@ -97,13 +97,18 @@ func (m *mounting) readyLine(total int64) string {
 	return fmt.Sprintf("%s (%s) can be read %s", what, units.BytesSize(float64(total)), often)
 }
 
-// detach leaves the terminal's session and gives up standard input and output;
-// standard error stays, for the events, unless --log has them.
-func (h *herald) detach() error {
+// detach leaves the terminal's session and gives up standard input and output,
+// for whoever reads them waits for their end. Standard error stays where the
+// events go there.
+func (h *herald) detach(withError bool) error {
 	if _, err := unix.Setsid(); err != nil {
 		return fmt.Errorf("setsid: %w", err)
 	}
-	for fd := range 2 {
+	last := 1
+	if withError {
+		last = 2
+	}
+	for fd := 0; fd <= last; fd++ {
 		if err := unix.Dup3(int(h.null.Fd()), fd, 0); err != nil {
 			return fmt.Errorf("dup3: %w", err)
 		}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,6 +25,10 @@ import (
 
 // Passphrase is what the rig encrypts with unless told otherwise.
 const Passphrase = "correct horse battery staple"
+
+// Prefix begins the name of every directory that this run of tests makes. Other
+// runs on the same machine have theirs.
+var Prefix = fmt.Sprintf("oncefs-test-%d-", os.Getpid())
 
 // patience is how long an event may take on a noisy machine before a test
 // fails. It is never waited for as such.
@@ -112,7 +117,7 @@ type Dir struct {
 // may enter it, so that tests can read as others.
 func NewDir(t testing.TB, content []byte) *Dir {
 	t.Helper()
-	path, err := os.MkdirTemp("", "oncefs-test-")
+	path, err := os.MkdirTemp("", Prefix)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -414,24 +419,51 @@ func Cat(t testing.TB, path string) Result {
 	return Exec(t, exec.Command("cat", path))
 }
 
+// Child finds the child of a process that has a word in its command line, or 0.
+func Child(pid int, word string) int {
+	list, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, path := range list {
+		text, _ := os.ReadFile(path)
+		for _, child := range strings.Fields(string(text)) {
+			line, _ := os.ReadFile("/proc/" + child + "/cmdline")
+			if slices.Contains(strings.Split(string(line), "\x00"), word) {
+				n, _ := strconv.Atoi(child)
+				return n
+			}
+		}
+	}
+	return 0
+}
+
+// WaitFor waits until f says so; it is for what tells no event, such as
+// another process's start.
+func WaitFor(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !f(); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
 // Leftovers lists what tests may leave on the machine: mounts, processes and
 // directories that carry the rig's names.
 func Leftovers() []string {
 	var all []string
 	mounts, _ := os.ReadFile("/proc/self/mounts")
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[1], "/oncefs-test-") {
+		if f := strings.Fields(line); len(f) > 2 && strings.Contains(f[1], "/"+Prefix) {
 			all = append(all, "mount "+f[1])
 		}
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range procs {
 		line, _ := os.ReadFile(path)
-		if strings.Contains(string(line), "/oncefs-test-") {
+		if strings.Contains(string(line), "/"+Prefix) {
 			all = append(all, "process "+filepath.Base(filepath.Dir(path))+" "+strings.ReplaceAll(string(line), "\x00", " "))
 		}
 	}
-	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), "oncefs-test-*"))
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), Prefix+"*"))
 	return append(all, dirs...)
 }
 
@@ -496,7 +528,7 @@ func NewReader(t testing.TB, cred *syscall.Credential) *Reader {
 // readable copies a program to where any user may run it.
 func readable(t testing.TB, exe string) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "oncefs-test-")
+	dir, err := os.MkdirTemp("", Prefix)
 	if err != nil {
 		t.Fatal(err)
 	}

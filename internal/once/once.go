@@ -104,7 +104,7 @@ const (
 type Event struct {
 	Time       time.Time
 	Kind       Kind
-	Op         string  // the attempted act, for refusals and late attempts
+	Op         string  // the attempted act, for refusals and late attempts; the limit, for an expiry
 	Reader     *Reader // nil where nobody asked
 	Sent, Size int64
 	Whole      bool
@@ -317,7 +317,11 @@ func (c *Claim) end(kind Kind) {
 		next = Spent
 	}
 	err := s.to(next)
-	s.tell(Event{Kind: kind, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+	e := Event{Kind: kind, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err}
+	if kind == Expiry {
+		e.Op = "hold"
+	}
+	s.tell(e)
 	if late {
 		s.tell(Event{Kind: Expiry, Op: "expire"})
 	}
