@@ -26,6 +26,8 @@ func errno(err error) error {
 		return nil
 	case errors.Is(err, once.ErrClaimed), errors.Is(err, once.ErrSpent):
 		return unix.ENOENT
+	case errors.As(err, new(*errNotAllowed)):
+		return unix.EACCES
 	case errors.Is(err, once.ErrRevoked), errors.Is(err, secretmem.ErrWiped):
 		return unix.ESTALE
 	case errors.As(err, &e):
@@ -155,7 +157,7 @@ func (s *Server) getattr(r *fuse.GetattrRequest) {
 	case once.Sealed:
 		show()
 	case once.Claimed:
-		if s.under != nil || r.Pid == 0 || r.Pid == f.opener {
+		if s.under != nil || r.Pid == 0 || r.Pid == f.opener.Load() {
 			// By path there is no way here any more, only by a descriptor.
 			show()
 			return
@@ -178,12 +180,32 @@ func (s *Server) open(r *fuse.OpenRequest, f *file) {
 		s.refuse(r)
 		return
 	}
+	if s.opts.Allow == nil {
+		s.claim(r, f)
+		return
+	}
+	if f.Secret.State() != once.Sealed {
+		// Too late for anybody; no need to ask who it is.
+		s.turnAway(r, f, once.Late, "open", once.ErrClaimed)
+		return
+	}
+	s.elsewhere(func() {
+		if err := s.opts.Allow(r.Pid, r.Uid, r.Gid); err != nil {
+			s.turnAway(r, f, once.Refusal, "open", &errNotAllowed{err})
+			return
+		}
+		s.claim(r, f)
+	})
+}
+
+// claim takes the secret for who sent the request, and then answers it.
+func (s *Server) claim(r *fuse.OpenRequest, f *file) {
 	claim, err := f.Secret.Claim()
 	if err != nil {
 		s.turnAway(r, f, once.Late, "open", err)
 		return
 	}
-	f.opener = r.Pid
+	f.opener.Store(r.Pid)
 	s.noteChange()
 	handle := s.addHandle(&reading{file: f, claim: claim})
 	s.elsewhere(func() {

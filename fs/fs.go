@@ -20,6 +20,7 @@ import (
 	"os"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bazil.org/fuse"
@@ -54,6 +55,14 @@ type Options struct {
 	// called before the first byte of the last read goes out, and may be called
 	// again.
 	Release func() error
+	// Allow decides who may read: nil lets everybody in, as far as modes go. An
+	// error turns the reader away with EACCES before anything is claimed, and its
+	// text goes into the refusal's event: it says why, and nothing secret. pid is
+	// the asking thread's, 0 where it is outside our pid namespace; uid and gid
+	// are the kernel's word on the asking process. It is called in a goroutine of
+	// its own and may take a moment: until it returns the kernel keeps the asking
+	// thread, and so its number. What it cannot tell it must not allow.
+	Allow func(pid, uid, gid uint32) error
 	// Who looks a process up for the log; it may take a moment.
 	Who func(pid uint32) (exe, cgroup string)
 	// Holds tells whether a process has a file of that inode number open.
@@ -92,7 +101,7 @@ type file struct {
 	File
 	node   fuse.NodeID
 	inode  uint64
-	opener uint32 // thread that made the latest claim; only the reading goroutine uses it
+	opener atomic.Uint32 // thread that made the latest claim
 }
 
 // reading is a claim that a reader has open.
@@ -316,9 +325,19 @@ func (s *Server) reader(h *fuse.Header) once.Reader {
 	return r
 }
 
+// errNotAllowed is a reader whom Options.Allow does not let in; why is told to
+// the log, and to the reader only that it is so.
+type errNotAllowed struct{ why error }
+
+func (e *errNotAllowed) Error() string { return e.why.Error() }
+
 // turnAway answers with an error and notes the attempt.
 func (s *Server) turnAway(r fuse.Request, f *file, kind once.Kind, op string, err error) {
-	tell := f.Secret.Attempt(kind, op)
+	why := ""
+	if no := (*errNotAllowed)(nil); errors.As(err, &no) {
+		why = no.Error()
+	}
+	tell := f.Secret.Attempt(kind, op, why)
 	if tell == nil {
 		r.RespondError(errno(err))
 		return

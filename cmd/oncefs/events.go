@@ -109,6 +109,9 @@ func (e *events) observe(path string) func(once.Event) {
 			level = slog.LevelWarn
 		case once.Refusal, once.Late:
 			attrs = append(attrs, slog.String("op", ev.Op))
+			if ev.Why != "" {
+				attrs = append(attrs, slog.String("why", ev.Why))
+			}
 			level = slog.LevelWarn
 		}
 		if ev.Untold > 0 {

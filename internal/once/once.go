@@ -105,6 +105,7 @@ type Event struct {
 	Time       time.Time
 	Kind       Kind
 	Op         string  // the attempted act, for refusals and late attempts; the limit, for an expiry
+	Why        string  // for a refusal: what the reader lacks; "" where nobody may do it
 	Reader     *Reader // nil where nobody asked
 	Sent, Size int64
 	Whole      bool
@@ -374,8 +375,9 @@ const tellEvery = time.Second
 
 // Attempt notes an act that was turned away. Of a flood one a second is told,
 // with the number of those before it that were not; the rest are counted. For
-// one to be told it returns the function that tells who made it, else nil.
-func (s *Secret) Attempt(kind Kind, op string) (tell func(Reader)) {
+// one to be told it returns the function that tells who made it, else nil. why
+// says what a reader lacks who is not allowed, or is "".
+func (s *Secret) Attempt(kind Kind, op, why string) (tell func(Reader)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.attempts++
@@ -385,7 +387,7 @@ func (s *Secret) Attempt(kind Kind, op string) (tell func(Reader)) {
 		return nil
 	}
 	s.toldAt = now
-	e := Event{Kind: kind, Op: op, Untold: s.untold}
+	e := Event{Kind: kind, Op: op, Why: why, Untold: s.untold}
 	s.untold = 0
 	return func(r Reader) {
 		s.mu.Lock()

@@ -339,7 +339,7 @@ func TestC20_FloodIsCounted(t *testing.T) {
 		r := &record{}
 		s := New(&fake{size: 1}, Options{Observe: r.observe})
 		attempt := func() {
-			if tell := s.Attempt(Late, "open"); tell != nil {
+			if tell := s.Attempt(Late, "open", ""); tell != nil {
 				tell(cat)
 			}
 		}
@@ -476,7 +476,7 @@ func TestModel(t *testing.T) {
 				gone = true
 			},
 			"attempt": func(t *rapid.T) {
-				if tell := s.Attempt(Late, "open"); tell != nil {
+				if tell := s.Attempt(Late, "open", ""); tell != nil {
 					tell(cat)
 				}
 			},
