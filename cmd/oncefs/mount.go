@@ -34,7 +34,8 @@ import (
 
 const defaultPassphraseFile = "/etc/init-secrets/secretfile_pw"
 
-type mountCmd struct {
+// mountFlags say what is served where and to whom. run has them as well.
+type mountFlags struct {
 	Target         string        `arg:"" help:"Directory to mount over, or the path of the one file to serve."`
 	Enc            []string      `required:"" sep:"none" placeholder:"FILE" help:"Encrypted file; repeat for several. A relative name is looked up in the working directory, then in TARGET."`
 	PassphraseFile string        `placeholder:"FILE" help:"File whose first line is the passphrase; removed once mounted. /dev/fd/N and pipes work. Without one you are asked. Default: ${passphrase}."`
@@ -49,10 +50,14 @@ type mountCmd struct {
 	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
 	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold."`
 	Wait           bool          `help:"Where the encrypted file does not exist yet, wait for it."`
-	Background     bool          `help:"Return when ready and go on in the background."`
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
 	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp."`
+}
+
+type mountCmd struct {
+	mountFlags
+	Background bool `help:"Return when ready and go on in the background."`
 
 	Detach bool `hidden:"" help:"Leave the session once ready."`
 }
@@ -101,7 +106,7 @@ func (s *size) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func (m *mountCmd) Validate(*kong.Context) error {
+func (m *mountFlags) Validate(*kong.Context) error {
 	if len(m.Name) > 0 && len(m.Name) != len(m.Enc) {
 		return errors.New("--name must be given once for each --enc")
 	}
@@ -126,7 +131,7 @@ func (m *mountCmd) Validate(*kong.Context) error {
 }
 
 // served is the name under which the i-th file is served.
-func (m *mountCmd) served(i int) (string, error) {
+func (m *mountFlags) served(i int) (string, error) {
 	if len(m.Name) > 0 {
 		name := m.Name[i]
 		if name == "" || name == "." || name == ".." || strings.Contains(name, "/") || len(name) > unix.NAME_MAX {
@@ -147,6 +152,11 @@ func (m *mountCmd) Run(e *env) error {
 	if m.Background {
 		return m.background(e)
 	}
+	return serve(e, &m.mountFlags, m.Detach)
+}
+
+// serve mounts, and serves until the end.
+func serve(e *env, m *mountFlags, detach bool) error {
 	// A log that is closed at its other end must not end the daemon.
 	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := untilSignal()
@@ -163,7 +173,7 @@ func (m *mountCmd) Run(e *env) error {
 	}
 	ev := newEvents(out)
 	defer ev.close()
-	mt := &mounting{mountCmd: m, env: e, events: ev}
+	mt := &mounting{mountFlags: m, env: e, events: ev, detach: detach}
 	defer mt.close()
 	if err := mt.start(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -177,9 +187,10 @@ func (m *mountCmd) Run(e *env) error {
 // mounting is one mount from its first check to its end. Each step leaves
 // behind what close takes down again, in any state.
 type mounting struct {
-	*mountCmd
+	*mountFlags
 	*env
 	events *events
+	detach bool // leave the session once ready
 
 	store      *secretmem.Store
 	point      *mountpoint.Point
@@ -222,7 +233,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if m.store.Kind() != secretmem.Secret {
 		m.events.tell(slog.LevelWarn, "no-secretmem", slog.String("instead", string(m.store.Kind())))
 	}
-	name, err := m.mountCmd.served(0)
+	name, err := m.mountFlags.served(0)
 	if err != nil {
 		return err
 	}
@@ -275,7 +286,7 @@ func (m *mounting) start(ctx context.Context) error {
 	}
 	var files []fs.File
 	for i, b := range bufs {
-		name, _ := m.mountCmd.served(i)
+		name, _ := m.mountFlags.served(i)
 		path := m.point.Path
 		if !m.point.File {
 			path = filepath.Join(path, name)

@@ -33,7 +33,7 @@ func (m *mounting) openHerald() (*herald, error) {
 		}
 		h.systemd = conn
 	}
-	if m.Detach {
+	if m.detach {
 		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 		if err != nil {
 			h.close()
