@@ -367,6 +367,10 @@ func TestC13_TheRestOfTheDirectory(t *testing.T) {
 func TestC13_OverAFile(t *testing.T) {
 	d := rig.NewDir(t, []byte(content))
 	m := mountOn(t, d, d.Secret())
+	// Only from another mount namespace does the name go in one instant.
+	if rig.Child(m.Cmd.Process.Pid, "unlink") == 0 {
+		t.Error("no process that could remove the name in one instant")
+	}
 	r := rig.NewReader(t, nil)
 	r.Want("ok", "change", "create", d.Secret())
 	os.Remove(filepath.Join(d.Conf, "new"))

@@ -134,11 +134,12 @@ var exits = []exit{
 	{code: exitNotReady, meaning: "status, umount: no live oncefs is mounted there", is: []error{mountpoint.ErrNotMounted},
 		advice: "oncefs mount TARGET --enc FILE mounts one"},
 	{code: exitTarget, meaning: "the target cannot be mounted on",
-		is: []error{mountpoint.ErrMissing, mountpoint.ErrSymlink, mountpoint.ErrNotEmpty, mountpoint.ErrKind, mountpoint.ErrDead},
+		is: []error{mountpoint.ErrMissing, mountpoint.ErrSymlink, mountpoint.ErrNotEmpty, mountpoint.ErrKind, mountpoint.ErrDead, mountpoint.ErrPrivate},
 		hints: map[error]string{
 			mountpoint.ErrMissing:  "make the directory first; a file path must end in the name that is served",
 			mountpoint.ErrSymlink:  "name the file itself, not a link to it",
 			mountpoint.ErrNotEmpty: "remove it first: after the read it would be back",
+			mountpoint.ErrPrivate:  "mount the outer one with --allow-other (user_allow_other in /etc/fuse.conf), or mount elsewhere",
 			mountpoint.ErrDead:     "unmount it first with umount -l",
 		},
 		advice: "name a directory, or a file path that ends in the name that is served"},

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -37,6 +38,9 @@ var (
 	ErrNotMounted = errors.New("no oncefs is mounted there")
 	// ErrDead: a dead FUSE mount that is not ours is there.
 	ErrDead = errors.New("a dead mount of another filesystem is there")
+	// ErrPrivate: the target is inside a FUSE mount without allow_other, which
+	// lets no setuid program in.
+	ErrPrivate = errors.New("is inside a FUSE mount that lets only its own user in, and so not fusermount3")
 	// ErrNoDevice: there is no /dev/fuse.
 	ErrNoDevice = errors.New("/dev/fuse does not exist")
 	// ErrDevice: /dev/fuse cannot be opened.
@@ -79,6 +83,17 @@ func Find(target, name string) (p *Point, healed int, err error) {
 		return nil, 0, &fs.PathError{Op: "mount on", Path: target, Err: err}
 	}
 	wrap := func(err error) error { return &fs.PathError{Op: "mount on", Path: real, Err: err} }
+	// Killed in the instant between rename and removal, one of ours left this.
+	aside := filepath.Join(filepath.Dir(real), asideOf(filepath.Base(real)))
+	if n, _ := heal(aside); n > 0 {
+		healed += n
+		if err := os.Remove(aside); err != nil {
+			return nil, healed, wrap(err)
+		}
+	}
+	if err := admitsHelper(real); err != nil {
+		return nil, healed, wrap(err)
+	}
 	for links := 0; ; links++ {
 		n, err := heal(real)
 		healed += n
@@ -172,6 +187,27 @@ func (p *Point) Abandon() error {
 	}
 	p.made = false
 	return os.Remove(p.Path)
+}
+
+// admitsHelper tells early that fusermount3 cannot get to the path.
+func admitsHelper(path string) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	around, err := mountinfo.GetMounts(mountinfo.ParentsFilter(filepath.Dir(path)))
+	if err != nil {
+		return fmt.Errorf("read mountinfo: %w", err)
+	}
+	var in *mountinfo.Info
+	for _, i := range around {
+		if in == nil || len(i.Mountpoint) >= len(in.Mountpoint) {
+			in = i
+		}
+	}
+	if in != nil && strings.HasPrefix(in.FSType, "fuse") && !slices.Contains(strings.Split(in.VFSOptions, ","), "allow_other") {
+		return ErrPrivate
+	}
+	return nil
 }
 
 // at returns the topmost mount on exactly that path, or nil.

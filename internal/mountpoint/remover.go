@@ -27,14 +27,18 @@ const (
 // For a mount over a file, unmounting first and removing the placeholder then
 // would show the empty placeholder in between, and a program that reads an
 // empty file believes it. But a file that is a mount point only in other mount
-// namespaces can be removed, and the mounts on it go in the same instant (Linux
-// 3.18 and later, __detach_mounts). So for Unlink the calling process must have
-// a mount namespace of its own, and NewRemover be called before the mount is
-// made.
+// namespaces can be renamed, with the mounts on it, and removed, and they go
+// with it (Linux 3.18 and later, d_move and __detach_mounts). Renamed first, it
+// is never seen bare under the name that was served: whoever is on the way
+// through that name has the dentry's sequence number from before the rename and
+// looks it up again (rcu-walk, Documentation/filesystems/path-lookup.rst). So
+// for Unlink the calling process must have a mount namespace of its own, and
+// NewRemover be called before the mount is made.
 type Remover struct {
 	how  How
 	path string
 	dir  int // the placeholder's directory, in this namespace
+	done bool
 }
 
 // NewRemover prepares to take off what will be mounted on path.
@@ -59,18 +63,37 @@ func NewRemover(how How, path string) (*Remover, error) {
 }
 
 // Remove takes the mount off. It may be called again, and when the mount is
-// gone already.
-func (r *Remover) Remove() error {
+// gone already. Once it has succeeded it does nothing more: a file that
+// somebody makes under the name that became free is theirs.
+func (r *Remover) Remove() (err error) {
+	if r.done {
+		return nil
+	}
 	switch r.how {
 	case Unlink:
-		return r.unlink(filepath.Base(r.path))
+		err = r.unlinkAside(filepath.Base(r.path))
 	case DetachAndUnlink:
-		if err := r.detach(); err != nil {
-			return err
+		if err = r.detach(); err == nil {
+			err = r.unlink(r.path)
 		}
-		return r.unlink(r.path)
+	default:
+		return r.detach() // nothing of anybody's is at stake
 	}
-	return r.detach()
+	r.done = err == nil
+	return err
+}
+
+// unlinkAside removes the name by way of another one.
+func (r *Remover) unlinkAside(name string) error {
+	if err := r.isPlaceholder(name); err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	aside := asideOf(name)
+	if err := unix.Renameat2(r.dir, name, r.dir, aside, unix.RENAME_NOREPLACE); err != nil && !errors.Is(err, unix.ENOENT) {
+		// A filesystem that cannot, or a file of that name: without the detour.
+		return r.unlink(name)
+	}
+	return r.unlink(aside)
 }
 
 func (r *Remover) detach() error {
@@ -81,15 +104,18 @@ func (r *Remover) detach() error {
 	return detach(r.path)
 }
 
-// unlink removes the name if it is still the empty file that was put there.
-// Somebody else's file stays.
-func (r *Remover) unlink(name string) error {
+// asideOf is the name that a placeholder has for the instant before it is
+// removed.
+func asideOf(name string) string {
+	const mark = ".oncefs-spent"
+	return "." + name[:min(len(name), unix.NAME_MAX-1-len(mark))] + mark
+}
+
+// isPlaceholder looks that the name is still the placeholder that was put
+// there.
+func (r *Remover) isPlaceholder(name string) error {
 	var st unix.Stat_t
-	err := unix.Fstatat(r.dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
-	}
-	if err != nil {
+	if err := unix.Fstatat(r.dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &fs.PathError{Op: "stat", Path: r.path, Err: err}
 	}
 	buf := make([]byte, len(nowhere)+1)
@@ -97,6 +123,17 @@ func (r *Remover) unlink(name string) error {
 	link := n > 0 && string(buf[:n]) == nowhere
 	if !link && (st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != 0) {
 		return &fs.PathError{Op: "remove", Path: r.path, Err: ErrNotEmpty}
+	}
+	return nil
+}
+
+// unlink removes the name if it is still the placeholder. Somebody else's file
+// stays.
+func (r *Remover) unlink(name string) error {
+	if err := r.isPlaceholder(name); errors.Is(err, unix.ENOENT) {
+		return nil
+	} else if err != nil {
+		return err
 	}
 	if err := unix.Unlinkat(r.dir, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return &fs.PathError{Op: "remove", Path: r.path, Err: err}

@@ -45,6 +45,7 @@ type Warden struct {
 	cmd     *exec.Cmd
 	release *channel // what changes something: nothing may stand in its way
 	lookup  *channel
+	remover *Warden // who answers Release in its place; may be nil
 }
 
 // A question is what one message asks. Only the fields of its kind are set.
@@ -70,19 +71,27 @@ type answer struct {
 // made: for a mount over a file it gets a mount namespace of its own, see
 // mountpoint.Remover. erasable is the file that Erase removes, or "".
 func Start(binary string, p *mountpoint.Point, erasable string) (*Warden, error) {
-	if p.File {
-		flags := uintptr(unix.CLONE_NEWNS)
-		if os.Geteuid() != 0 {
-			flags |= unix.CLONE_NEWUSER
-		}
-		if w, err := start(binary, p.Path, erasable, mountpoint.Unlink, flags); err == nil {
+	if !p.File {
+		return start(binary, p.Path, erasable, mountpoint.Detach, 0)
+	}
+	if os.Geteuid() == 0 {
+		if w, err := start(binary, p.Path, erasable, mountpoint.Unlink, unix.CLONE_NEWNS); err == nil {
 			return w, nil
 		}
-		// No namespaces to be had: the placeholder, which nobody may read, can
-		// then be seen for a moment.
-		return start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
+	} else if remover, err := start(binary, p.Path, "", mountpoint.Unlink, unix.CLONE_NEWNS|unix.CLONE_NEWUSER); err == nil {
+		// In a user namespace of its own it can look nobody up who is outside:
+		// that takes another process.
+		w, err := start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
+		if err != nil {
+			remover.Close()
+			return nil, err
+		}
+		w.remover = remover
+		return w, nil
 	}
-	return start(binary, p.Path, erasable, mountpoint.Detach, 0)
+	// No namespaces to be had: the placeholder, which nobody may read, can then
+	// be seen for a moment.
+	return start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
 }
 
 func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ *Warden, err error) {
@@ -110,6 +119,9 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 	}
 	if flags&unix.CLONE_NEWUSER != 0 {
 		w.cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: os.Geteuid(), HostID: os.Geteuid(), Size: 1}}
+		// Of that namespace only: to make its mounts private. Who is not 0 there
+		// would lose it in execve.
+		w.cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 		w.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 	}
 	if err := w.cmd.Start(); err != nil {
@@ -173,6 +185,9 @@ func (w *Warden) Erase() (gone bool, err error) {
 // Release takes the mount off, lazily, and for a mount over a file removes the
 // placeholder with it. It may be called again, and when the mount is gone.
 func (w *Warden) Release() error {
+	if w.remover != nil {
+		return w.remover.Release()
+	}
 	a, err := w.release.ask(question{Release: true}, 0)
 	if err = errors.Join(err, a.err()); err != nil {
 		return fmt.Errorf("unmount: %w", err)
@@ -200,6 +215,9 @@ func (w *Warden) PID() int { return w.cmd.Process.Pid }
 // Close ends the warden, which does not unmount. One that hangs is left behind
 // after a second.
 func (w *Warden) Close() error {
+	if w.remover != nil {
+		defer w.remover.Close()
+	}
 	w.release.f.Close()
 	w.lookup.f.Close()
 	ended := make(chan error, 1)
