@@ -75,6 +75,7 @@ var (
 	errNotFit       = errors.New("the options do not fit together")
 	errRequired     = errors.New("a required protection is not to be had here")
 	errLinkedWithC  = errors.New("this binary is linked with C and could not give up its privileges in every thread")
+	errNoCommand    = errors.New("no command was given")
 	errSelfCheck    = errors.New("the mount does not show what it should")
 )
 

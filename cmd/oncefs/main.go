@@ -3,6 +3,7 @@ package main
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -31,6 +32,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 	}
 	if len(args) > 1 {
 		switch args[1] {
+		case internalComplete:
+			return completeMain(args[2:], stdout, stderr)
 		case decryptor.Command:
 			return decryptor.Main(args[2:])
 		case warden.Command:
@@ -42,19 +45,22 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 	ui := &tui{out: stdout, err: stderr}
 	var cli cli
 	exited := -1
-	parser, err := kong.New(&cli, kong.Name("oncefs"), kong.Description(description),
-		kong.Writers(stdout, stderr), kong.Exit(func(code int) { exited = code }), kong.UsageOnError(),
-		kong.Vars{"passphrase": defaultPassphraseFile, "maxsize": "64MiB"},
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 80}))
+	parser, err := newParser(&cli, stdout, stderr, func(code int) { exited = code })
 	if err != nil {
 		return ui.fail(err)
 	}
-	ctx, err := parser.Parse(args[1:])
+	if len(args) < 2 {
+		parser.Stdout = stderr
+		_, _ = parser.Parse([]string{"--help"}) // prints it
+		ui.failUsage(errNoCommand, "")
+		return exitUsage
+	}
+	ctx, err := parser.Parse(asked(args[1:]))
 	if exited >= 0 { // --help was asked for and given
 		return exited
 	}
 	if err != nil {
-		ui.failUsage(err)
+		ui.failUsage(err, selected(err))
 		return exitUsage
 	}
 	binary, err := os.Executable()
@@ -75,6 +81,35 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 	return 0
 }
 
+// newParser makes the parser of the command line.
+func newParser(cli *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(cli, kong.Name("oncefs"), kong.Description(description),
+		kong.Writers(stdout, stderr), kong.Exit(exit),
+		kong.Vars{"passphrase": defaultPassphraseFile, "maxsize": "64MiB"},
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 80}))
+}
+
+// asked makes of the other ways to ask for help or the version the one that the
+// parser knows.
+func asked(args []string) []string {
+	switch args[0] {
+	case "help":
+		return append(args[1:len(args):len(args)], "--help")
+	case "--version":
+		return []string{"version"}
+	}
+	return args
+}
+
+// selected is the command in which the error is, or "".
+func selected(err error) string {
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.Context != nil && parse.Context.Selected() != nil {
+		return parse.Context.Selected().Name
+	}
+	return ""
+}
+
 // env is what a command gets from main.
 type env struct {
 	*tui
@@ -91,7 +126,12 @@ func (statusError) Error() string { return "status" }
 
 const description = `Serve a decrypted file exactly once, from memory.
 
-The first program that reads it gets all of it; after that it does not exist.`
+The first program that reads it gets all of it; after that it does not exist.
+
+    oncefs demo                                  # see it first
+    oncefs encrypt secrets.yaml                  # asks for a passphrase
+    oncefs mount /config --enc secrets.yaml.enc  # asks for it again, and serves
+    cat /config/secrets.yaml                     # elsewhere: works once`
 
 type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Decrypt into memory and mount, to be read once."`
@@ -101,4 +141,6 @@ type cli struct {
 	Decrypt decryptCmd `cmd:"" help:"Decrypt to standard output or a file."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
 	Version versionCmd `cmd:"" help:"Print the version."`
+
+	Completion completionCmd `cmd:"" help:"Print a script that completes oncefs commands in a shell."`
 }

@@ -18,7 +18,7 @@ import (
 )
 
 type statusCmd struct {
-	Target string `arg:"" help:"What was mounted over."`
+	Target string `arg:"" complete:"mounts" help:"What was mounted over."`
 	JSON   bool   `name:"json" help:"Print it as JSON."`
 }
 

@@ -36,7 +36,13 @@ func (t *tui) fail(err error) int {
 	return exit.code
 }
 
-func (t *tui) failUsage(err error) {
+// failUsage tells what is wrong with a command line, and where its command is
+// explained.
+func (t *tui) failUsage(err error, command string) {
 	fmt.Fprintf(t.err, "oncefs: error: %v\n", err)
-	t.hint("oncefs --help lists the commands, oncefs COMMAND --help explains one")
+	if command == "" {
+		t.hint("oncefs --help lists the commands, oncefs COMMAND --help explains one")
+	} else {
+		t.hint("oncefs " + command + " --help explains it")
+	}
 }

@@ -3,7 +3,7 @@ package main
 import "oncefs/internal/mountpoint"
 
 type umountCmd struct {
-	Target string `arg:"" help:"What was mounted over."`
+	Target string `arg:"" complete:"mounts" help:"What was mounted over."`
 }
 
 // Run unmounts lazily; the serving process sees that its mount is gone, zeroes

@@ -313,3 +313,17 @@ func Mounted(target string) (path string, mounted, alive bool, err error) {
 	}
 	return real, true, !dead(real), nil
 }
+
+// All lists the paths of the mounts of ours that this process can see.
+func All() []string {
+	all, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) { return !ours(i), false })
+	if err != nil {
+		return nil
+	}
+	var paths []string
+	for _, i := range all {
+		paths = append(paths, i.Mountpoint)
+	}
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
