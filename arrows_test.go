@@ -43,10 +43,12 @@ func packages(t *testing.T) []pkg {
 // arrows are the imports between rooms that the design allows.
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
-		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase"},
+		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
+		"oncefs/internal/policy"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase"},
+	"oncefs/internal/policy":     {"oncefs/internal/process"},
 	"oncefs/crypto":              {},
 	"oncefs/internal/once":       {},
 	"oncefs/internal/secretmem":  {},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -101,6 +102,28 @@ func (r *ops) do(op []string) string {
 	switch op[0] {
 	case "open":
 		return r.opened(unix.Open(arg(1), unix.O_RDONLY|unix.O_CLOEXEC, 0))
+	case "open-thread": // in a thread that is not the process's first
+		type result struct {
+			fd  int
+			err error
+		}
+		opened := make(chan result)
+		var try func()
+		try = func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			if unix.Gettid() == unix.Getpid() {
+				done := make(chan struct{})
+				go func() { defer close(done); try() }() // cannot be this thread, which is locked
+				<-done
+				return
+			}
+			fd, err := unix.Open(arg(1), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			opened <- result{fd, err}
+		}
+		go try()
+		res := <-opened
+		return r.opened(res.fd, res.err)
 	case "open-with": // flags in octal
 		flags, _ := strconv.ParseUint(arg(2), 8, 32)
 		return r.opened(unix.Open(arg(1), int(flags), 0o600))

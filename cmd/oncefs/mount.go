@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +26,7 @@ import (
 	"oncefs/internal/erase"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/once"
+	"oncefs/internal/policy"
 	"oncefs/internal/sandbox"
 	"oncefs/internal/secretmem"
 	"oncefs/internal/warden"
@@ -42,9 +42,9 @@ type mountFlags struct {
 	KeepPassphrase bool          `help:"Leave the passphrase file where it is."`
 	Name           []string      `sep:"none" placeholder:"NAME" help:"Name to serve, in the order of --enc. Default: the file's name less .enc, .gpg, .pgp or .asc."`
 	Mode           mode          `default:"0400" help:"Permission bits that are shown and enforced."`
-	UID            string        `name:"uid" placeholder:"USER" help:"Owner that is shown, a number or a name. Default: who mounts."`
+	UID            string        `name:"uid" placeholder:"USER" help:"Owner that is shown, a number or a name. Default: the one --reader-uid, or who mounts."`
 	GID            string        `name:"gid" placeholder:"GROUP" help:"Group that is shown, a number or a name. Default: of who mounts."`
-	AllowOther     bool          `help:"Let other users in, as far as --mode allows. Implied where --uid or --gid is somebody else's."`
+	AllowOther     bool          `help:"Let other users in, as far as --mode allows. Implied where --uid, --gid or a reader is somebody else's."`
 	Reads          int           `default:"1" help:"How often each file may be read, one after another."`
 	Expire         time.Duration `placeholder:"TIME" help:"Wipe what was not read by then, for example 10m."`
 	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
@@ -53,6 +53,8 @@ type mountFlags struct {
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
 	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp."`
+
+	readerFlags
 }
 
 type mountCmd struct {
@@ -115,6 +117,9 @@ func (m *mountFlags) Validate(*kong.Context) error {
 	}
 	if m.Expire < 0 || m.Hold < 0 {
 		return errors.New("--expire and --hold must not be negative")
+	}
+	if err := m.readerFlags.validate(); err != nil {
+		return err
 	}
 	seen := map[string]bool{}
 	for i, enc := range m.Enc {
@@ -194,6 +199,7 @@ type mounting struct {
 
 	store      *secretmem.Store
 	point      *mountpoint.Point
+	policy     *policy.Policy
 	passphrase *erase.File // nil when asked at the terminal
 	terminal   *os.File
 	encrypted  []*os.File
@@ -254,6 +260,9 @@ func (m *mounting) start(ctx context.Context) error {
 	cleanup = sync.OnceFunc(cleanup)
 	defer cleanup()
 	os.Setenv("PATH", path)
+	if m.policy, err = m.readerFlags.policy(); err != nil {
+		return err
+	}
 	uid, gid, err := m.owner()
 	if err != nil {
 		return err
@@ -358,39 +367,17 @@ func (m *mounting) enclose() (err error) {
 
 func (m *mounting) owner() (uid, gid uint32, err error) {
 	uid, gid = uint32(os.Geteuid()), uint32(os.Getegid())
-	number := func(option, s string, byName func() (string, error)) (uint32, error) {
-		n, err := strconv.ParseUint(s, 10, 32)
-		if err != nil {
-			var found string
-			if found, err = byName(); err == nil {
-				n, err = strconv.ParseUint(found, 10, 32)
-			}
-		}
-		if err != nil {
-			return 0, fmt.Errorf("%w: %s %s: %w", errNotFit, option, s, err)
-		}
-		return uint32(n), nil
+	switch {
+	case m.UID != "":
+		uid, err = userID("--uid", m.UID)
+	case len(m.policy.UIDs) == 1:
+		uid = m.policy.UIDs[0]
 	}
-	if m.UID != "" {
-		uid, err = number("--uid", m.UID, func() (string, error) {
-			u, err := user.Lookup(m.UID)
-			if err != nil {
-				return "", err
-			}
-			return u.Uid, nil
-		})
-		if err != nil {
-			return 0, 0, err
-		}
+	if err == nil && m.GID != "" {
+		gid, err = groupID("--gid", m.GID)
 	}
-	if m.GID != "" {
-		gid, err = number("--gid", m.GID, func() (string, error) {
-			g, err := user.LookupGroup(m.GID)
-			if err != nil {
-				return "", err
-			}
-			return g.Gid, nil
-		})
+	if err == nil {
+		err = m.readable(uid)
 	}
 	return uid, gid, err
 }
@@ -467,7 +454,8 @@ func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
 	log.SetFlags(0)
 	options := fs.Options{
 		Path: m.point.Path, Files: files, Under: m.under,
-		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()),
+		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()) || m.othersRead(),
+		Allow:      m.allow(),
 		Who:        m.warden.Who,
 		Holds:      m.warden.Holds,
 		Status:     m.status,
@@ -614,6 +602,9 @@ func (m *mounting) close() {
 	}
 	if m.passphrase != nil {
 		m.passphrase.Close()
+	}
+	if m.policy != nil {
+		m.policy.Close()
 	}
 }
 

@@ -36,8 +36,12 @@ const (
 	lookupFD  = 4
 )
 
-// patience is how long a look-up may take. A reader waits for it, nobody else.
-const patience = 2 * time.Second
+// How long a look-up may take, and one that reads a whole executable. A reader
+// waits for it, nobody else.
+const (
+	patience       = 2 * time.Second
+	digestPatience = 30 * time.Second
+)
 
 // A Warden is the running process. Its methods may be called by several
 // goroutines.
@@ -55,6 +59,8 @@ type question struct {
 	Release bool   `json:"release,omitempty"`
 	PID     uint32 `json:"pid,omitempty"`
 	Inode   uint64 `json:"inode,omitempty"` // not 0: does the process hold it open?
+	// Look, not nil: the facts about the process that decide.
+	Look *process.What `json:"look,omitempty"`
 }
 
 type answer struct {
@@ -65,6 +71,9 @@ type answer struct {
 	Exe    string `json:"exe,omitempty"`
 	Cgroup string `json:"cgroup,omitempty"`
 	Holds  bool   `json:"holds,omitempty"`
+	// Facts and Outside answer Look.
+	Facts   process.Facts `json:"facts,omitzero"`
+	Outside bool          `json:"outside,omitempty"` // process.ErrOutside
 }
 
 // Start starts the warden of a point, which must be done before the mount is
@@ -209,6 +218,24 @@ func (w *Warden) Holds(pid uint32, inode uint64) bool {
 	return a.Holds
 }
 
+// Look tells the facts that decide about a process. An error means that they
+// cannot be told, and is process.ErrOutside if that is why. The kernel must be
+// keeping the process for us: see fs.Options.Allow.
+func (w *Warden) Look(pid uint32, what process.What) (process.Facts, error) {
+	limit := patience
+	if what.Digest {
+		limit = digestPatience
+	}
+	a, err := w.lookup.ask(question{PID: pid, Look: &what}, limit)
+	if err == nil && a.Outside {
+		return process.Facts{}, process.ErrOutside
+	}
+	if err = errors.Join(err, a.err()); err != nil {
+		return process.Facts{}, err
+	}
+	return a.Facts, nil
+}
+
 // PID is the warden's process.
 func (w *Warden) PID() int { return w.cmd.Process.Pid }
 
@@ -326,7 +353,13 @@ func Main(args []string) int {
 	}
 	release.answer(answer{})
 	go lookup.serve(func(q question) answer {
-		if q.Inode != 0 {
+		switch {
+		case q.Look != nil:
+			facts, err := process.Look(q.PID, *q.Look)
+			a := failed(err)
+			a.Facts, a.Outside = facts, errors.Is(err, process.ErrOutside)
+			return a
+		case q.Inode != 0:
 			return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
 		}
 		return answer{Exe: process.Exe(q.PID), Cgroup: process.Cgroup(q.PID)}
