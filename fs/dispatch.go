@@ -249,23 +249,30 @@ func (s *Server) releaseOnce() error {
 const outHeaderSize = 16
 
 func (s *Server) deliver(r *fuse.ReadRequest, h *reading) {
-	n := min(int64(r.Size), h.Secret.Size()-r.Offset, secretmem.MaxSend)
-	if n <= 0 || r.Offset < 0 {
-		h.claim.Delivered(r.Offset, 0)
-		r.Respond(&fuse.ReadResponse{})
-		return
+	n := max(0, min(int64(r.Size), h.Secret.Size()-r.Offset, secretmem.MaxSend))
+	if r.Offset < 0 {
+		n = 0
 	}
-	var head [outHeaderSize]byte
-	binary.NativeEndian.PutUint32(head[0:], uint32(outHeaderSize+n))
-	binary.NativeEndian.PutUint64(head[8:], uint64(r.ID))
-	err := s.pipe.Send(s.devFD, head[:], h.Bytes, r.Offset, n)
+	err := h.claim.Deliver(r.Offset, n, func() (out bool, err error) {
+		if n == 0 {
+			r.Respond(&fuse.ReadResponse{})
+			return true, nil
+		}
+		var head [outHeaderSize]byte
+		binary.NativeEndian.PutUint32(head[0:], uint32(outHeaderSize+n))
+		binary.NativeEndian.PutUint64(head[8:], uint64(r.ID))
+		err = s.pipe.Send(s.devFD, head[:], h.Bytes, r.Offset, n)
+		// ENOENT: the reader was killed while it waited, and got nothing. After any
+		// other failure a part may be in its hands.
+		return !errors.Is(err, unix.ENOENT), err
+	})
 	switch {
-	case err == nil:
-		h.claim.Delivered(r.Offset, n)
+	case n == 0 && err == nil:
+		// answered
+	case err == nil, errors.Is(err, unix.ENOENT):
 		discard(r)
-	case errors.Is(err, unix.ENOENT):
-		// The reader was killed while it waited; nothing went out.
-		discard(r)
+	case errors.Is(err, once.ErrRevoked):
+		r.RespondError(errno(err))
 	default:
 		s.failed(err)
 		r.RespondError(errno(err))

@@ -257,28 +257,38 @@ func (c *Claim) Last() bool {
 	return c.s.left <= 1 || c.s.expired
 }
 
-// Delivered notes that n bytes at off went out to the reader. Reading an empty
-// secret delivers it too.
-func (c *Claim) Delivered(off, n int64) {
+// Deliver lets send pass the n bytes at off to the reader and notes what came of
+// it: in one step, so that the reader's close, which may follow before send
+// returns, finds the claim begun, and no wipe falls in between. send tells
+// whether anything may have gone out; it is called with the secret locked and
+// must neither block nor call back. Its error is returned, or ErrRevoked if the
+// claim is over. Reading an empty secret delivers it too.
+func (c *Claim) Deliver(off, n int64, send func() (out bool, err error)) error {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n <= 0 && s.size > 0 {
-		return
+	if s.claim != c {
+		return ErrRevoked
+	}
+	out, err := send()
+	if !out || n <= 0 && s.size > 0 {
+		return err
 	}
 	if !c.began {
 		c.began = true
-		if s.opts.Hold > 0 && s.claim == c {
+		if s.opts.Hold > 0 {
 			c.hold = time.AfterFunc(s.opts.Hold, c.onHold)
 		}
+	}
+	if err != nil {
+		return err
 	}
 	c.sent += n
 	if off <= c.prefix && off+n > c.prefix {
 		c.prefix = off + n
 	}
-	if s.claim == c {
-		s.sent, s.whole = c.sent, c.prefix == s.size
-	}
+	s.sent, s.whole = c.sent, c.prefix == s.size
+	return nil
 }
 
 // Close ends the claim and returns the state that follows: sealed if it was

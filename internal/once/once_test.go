@@ -21,6 +21,11 @@ type fake struct {
 	err   error
 }
 
+// deliver passes bytes on that all go out.
+func deliver(c *Claim, off, n int64) error {
+	return c.Deliver(off, n, func() (bool, error) { return true, nil })
+}
+
 func (f *fake) Size() int64 { return f.size }
 func (f *fake) Wipe() error {
 	f.wiped.Add(1)
@@ -83,7 +88,7 @@ func TestC2_OneClaimAtATime(t *testing.T) {
 	if _, err := s.Claim(); err != ErrClaimed {
 		t.Fatal(err)
 	}
-	c.Delivered(0, 10)
+	deliver(c, 0, 10)
 	c.Close()
 	c2 := mustClaim(t, s)
 	if c.Valid() == nil || c2.Valid() != nil {
@@ -101,7 +106,7 @@ func TestC4_GivenBack(t *testing.T) {
 		wantState(t, s, f, Sealed)
 	}
 	c := mustClaim(t, s)
-	c.Delivered(5, 0) // a read that got nothing is no delivery
+	deliver(c, 5, 0) // a read that got nothing is no delivery
 	c.Close()
 	wantState(t, s, f, Sealed)
 	r.want(t, Claiming, GiveBack, Claiming, GiveBack, Claiming, GiveBack, Claiming, GiveBack)
@@ -111,7 +116,7 @@ func TestC5_SpentByOneByte(t *testing.T) {
 	f, r := &fake{size: 10}, &record{}
 	s := New(f, Options{Observe: r.observe})
 	c := mustClaim(t, s)
-	c.Delivered(3, 1)
+	deliver(c, 3, 1)
 	wantState(t, s, f, Claimed)
 	if got := c.Close(); got != Spent {
 		t.Fatal(got)
@@ -135,7 +140,7 @@ func TestC5_EmptyIsSpentByReading(t *testing.T) {
 	mustClaim(t, s).Close()
 	wantState(t, s, f, Sealed)
 	c := mustClaim(t, s)
-	c.Delivered(0, 0)
+	deliver(c, 0, 0)
 	c.Close()
 	wantState(t, s, f, Spent)
 	if !r.events[3].Whole {
@@ -157,7 +162,7 @@ func TestC5_WholeMeansInOrder(t *testing.T) {
 		s := New(&fake{size: 10}, Options{})
 		claim := mustClaim(t, s)
 		for _, r := range c.reads {
-			claim.Delivered(r[0], r[1])
+			deliver(claim, r[0], r[1])
 		}
 		if got := s.Status().Whole; got != c.whole {
 			t.Errorf("%s: %v", name, got)
@@ -167,7 +172,7 @@ func TestC5_WholeMeansInOrder(t *testing.T) {
 
 func TestM3_ZeroedBeforeSpentCanBeSeen(t *testing.T) {
 	for name, end := range map[string]func(*Secret, *Claim){
-		"close":   func(_ *Secret, c *Claim) { c.Delivered(0, 1); c.Close() },
+		"close":   func(_ *Secret, c *Claim) { deliver(c, 0, 1); c.Close() },
 		"destroy": func(s *Secret, _ *Claim) { s.Destroy() },
 	} {
 		f := &fake{size: 1}
@@ -188,7 +193,7 @@ func TestM3_FailedWipeIsTold(t *testing.T) {
 	f := &fake{size: 1, err: errors.New("munmap: invalid argument")}
 	s := New(f, Options{Observe: r.observe})
 	c := mustClaim(t, s)
-	c.Delivered(0, 1)
+	deliver(c, 0, 1)
 	c.Close()
 	if r.events[1].Err != f.err {
 		t.Fatalf("%+v", r.events[1])
@@ -210,7 +215,7 @@ func TestC10_Reads(t *testing.T) {
 			t.Fatalf("with %d left, last is %v", left, c.Last())
 		}
 		mustStayClaimed(t, s)
-		c.Delivered(0, 4)
+		deliver(c, 0, 4)
 		c.Close()
 	}
 	wantState(t, s, f, Spent)
@@ -228,7 +233,7 @@ func TestC17_DestroyRevokes(t *testing.T) {
 	f, r := &fake{size: 4}, &record{}
 	s := New(f, Options{Observe: r.observe})
 	c := mustClaim(t, s)
-	c.Delivered(0, 2)
+	deliver(c, 0, 2)
 	if err := s.Destroy(); err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +272,7 @@ func TestC11_ExpireLetsAnOpenClaimEnd(t *testing.T) {
 				t.Fatal("the claim did not stay, or is not the last")
 			}
 			if began {
-				c.Delivered(0, 4)
+				deliver(c, 0, 4)
 			}
 			c.Close()
 			wantState(t, s, f, Spent)
@@ -285,7 +290,7 @@ func TestC11_NoExpiryAfterTheSpend(t *testing.T) {
 		f, r := &fake{size: 4}, &record{}
 		s := New(f, Options{Expire: time.Minute, Hold: time.Second, Observe: r.observe})
 		c := mustClaim(t, s)
-		c.Delivered(0, 4)
+		deliver(c, 0, 4)
 		c.Close()
 		time.Sleep(time.Hour)
 		synctest.Wait()
@@ -302,10 +307,10 @@ func TestC11_Hold(t *testing.T) {
 		time.Sleep(time.Hour) // before the first byte nothing runs
 		synctest.Wait()
 		wantState(t, s, f, Claimed)
-		c.Delivered(0, 1)
+		deliver(c, 0, 1)
 		time.Sleep(time.Second - time.Nanosecond)
 		synctest.Wait()
-		c.Delivered(1, 1) // does not start it again
+		deliver(c, 1, 1) // does not start it again
 		wantState(t, s, f, Claimed)
 		time.Sleep(time.Nanosecond)
 		synctest.Wait()
@@ -322,7 +327,7 @@ func TestC11_HoldEndsWithTheClaim(t *testing.T) {
 		f := &fake{size: 4}
 		s := New(f, Options{Reads: 2, Hold: time.Second})
 		c := mustClaim(t, s)
-		c.Delivered(0, 4)
+		deliver(c, 0, 4)
 		c.Close()
 		next := mustClaim(t, s)
 		time.Sleep(time.Hour)
@@ -379,7 +384,7 @@ func TestC3_OneWinner(t *testing.T) {
 				mu.Lock()
 				won++
 				mu.Unlock()
-				c.Delivered(0, 1)
+				deliver(c, 0, 1)
 				c.Close()
 			})
 		}
@@ -432,7 +437,7 @@ func TestModel(t *testing.T) {
 				}
 				off := rapid.Int64Range(0, size).Draw(t, "off")
 				n := rapid.Int64Range(0, size-off).Draw(t, "n")
-				held.Delivered(off, n)
+				deliver(held, off, n)
 				began = began || n > 0 || size == 0
 			},
 			"close": func(t *rapid.T) {
@@ -457,7 +462,7 @@ func TestModel(t *testing.T) {
 					t.Skip()
 				}
 				c := stale[rapid.IntRange(0, len(stale)-1).Draw(t, "which")]
-				c.Delivered(0, size)
+				deliver(c, 0, size)
 				c.Close()
 				if c.Valid() != ErrRevoked {
 					t.Fatal("a closed claim is valid")
@@ -504,4 +509,40 @@ func TestModel(t *testing.T) {
 			},
 		})
 	})
+}
+
+// A reader that has its bytes may close before Deliver has returned: that close
+// finds the claim begun all the same.
+func TestC5_CloseOvertakesDelivery(t *testing.T) {
+	s := New(&fake{size: 10}, Options{})
+	c := mustClaim(t, s)
+	closed := make(chan State, 1)
+	err := c.Deliver(0, 10, func() (bool, error) {
+		started := make(chan bool)
+		go func() { close(started); closed <- c.Close() }()
+		<-started
+		return true, nil
+	})
+	if state := <-closed; err != nil || state != Spent {
+		t.Errorf("%v, %v", state, err)
+	}
+}
+
+// What failed before anything went out is given back; what may have gone out in
+// part is spent.
+func TestC5_FailedDelivery(t *testing.T) {
+	failure := errors.New("failure")
+	for out, want := range map[bool]State{false: Sealed, true: Spent} {
+		s := New(&fake{size: 10}, Options{})
+		c := mustClaim(t, s)
+		if err := c.Deliver(0, 4, func() (bool, error) { return out, failure }); err != failure {
+			t.Errorf("Deliver: %v", err)
+		}
+		if state := c.Close(); state != want {
+			t.Errorf("something went out: %v; then %v", out, state)
+		}
+		if err := c.Deliver(0, 4, func() (bool, error) { t.Error("sent after the end"); return true, nil }); err != ErrRevoked {
+			t.Errorf("after the end: %v", err)
+		}
+	}
 }
