@@ -84,6 +84,7 @@ func TestRoomsKeepTheirArrows(t *testing.T) {
 var words = map[string]string{
 	"bazil.org/fuse": "oncefs/fs",
 	"github.com/ProtonMail/go-crypto/openpgp":       "oncefs/crypto",
+	"github.com/klauspost/compress":                 "oncefs/crypto",
 	"github.com/alecthomas/kong":                    "oncefs/cmd/oncefs",
 	"github.com/elastic/go-seccomp-bpf":             "oncefs/internal/sandbox",
 	"github.com/landlock-lsm/go-landlock":           "oncefs/internal/sandbox",

@@ -8,8 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
-	"github.com/ProtonMail/go-crypto/openpgp/armor"
+	"github.com/klauspost/compress/flate"
+	"github.com/klauspost/compress/zlib"
+
 	pgperrors "github.com/ProtonMail/go-crypto/openpgp/errors"
 	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
@@ -44,12 +47,14 @@ func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	buf := bufio.NewReaderSize(in, readAhead)
 	body, armored, err := dearmor(buf)
 	if err == nil {
-		err = decryptBinary(dst, body, passphrase, max)
+		outer := newAhead(body)
+		err = decryptBinary(dst, outer, passphrase, max)
+		outer.close()
 	}
 	if err == nil && armored {
 		err = armorEnd(buf)
 	}
-	if err != nil && in.err != nil {
+	if err != nil && in.failed.Load() {
 		return ErrRead
 	}
 	return err
@@ -58,85 +63,25 @@ func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 // source remembers that reading failed: to the parsers above it that looks
 // like damage.
 type source struct {
-	r   io.Reader
-	err error
+	r      io.Reader
+	failed atomic.Bool
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	if err != nil && err != io.EOF {
-		s.err = err
+		s.failed.Store(true)
 	}
 	return n, err
-}
-
-const messageType = "PGP MESSAGE"
-
-// dearmor returns the binary message in buf, which may be armored: the top bit
-// is set in the first byte of every OpenPGP packet and in no ASCII text.
-func dearmor(buf *bufio.Reader) (body io.Reader, armored bool, err error) {
-	head, err := buf.Peek(1)
-	if err != nil {
-		return nil, false, ErrNotOpenPGP
-	}
-	if head[0]&0x80 != 0 {
-		return buf, false, nil
-	}
-	block, err := armor.Decode(buf)
-	if err != nil {
-		return nil, false, ErrNotOpenPGP
-	}
-	if block.Type != messageType {
-		return nil, false, &Error{Fault: ErrNotOpenPGP, Detail: "the armor holds another kind of data"}
-	}
-	return &armorBody{r: block.Body}, true, nil
-}
-
-// armorBody remembers the end, so that a decoder that reads on past it does not
-// run into the lines that follow.
-type armorBody struct {
-	r   io.Reader
-	err error
-}
-
-func (a *armorBody) Read(p []byte) (int, error) {
-	if a.err != nil {
-		return 0, a.err
-	}
-	n, err := a.r.Read(p)
-	a.err = err
-	return n, err
-}
-
-// armorEnd checks what follows the armor's data: at most the closing line, and
-// blank space. The decoder has used up the closing line unless a checksum line
-// stood before it.
-func armorEnd(buf *bufio.Reader) error {
-	for first := true; ; {
-		line, err := buf.ReadSlice('\n')
-		if err == bufio.ErrBufferFull {
-			return ErrTrailing
-		}
-		line = bytes.TrimSpace(line)
-		switch {
-		case len(line) == 0:
-		case first && bytes.Equal(line, []byte("-----END "+messageType+"-----")):
-			first = false
-		default:
-			return ErrTrailing
-		}
-		if err != nil {
-			return nil
-		}
-	}
 }
 
 func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) error {
 	in := bufio.NewReaderSize(r, 64<<10)
-	if err := describe(in); err != nil {
+	fast, err := describe(in)
+	if err != nil {
 		return err
 	}
-	var keys []*packet.SymmetricKeyEncrypted
+	var keys []passphrasePacket
 	var publicKey bool
 	for skipped := 0; ; {
 		p, err := packet.Read(in)
@@ -145,11 +90,8 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) err
 		}
 		switch p := p.(type) {
 		case *packet.SymmetricKeyEncrypted:
-			if keys = append(keys, p); len(keys) > maxPassphrasePackets {
+			if keys = append(keys, passphrasePacket{p, fast}); len(keys) > maxPassphrasePackets {
 				return unsupported("more passphrase packets than any program writes")
-			}
-			if err := describe(in); err != nil {
-				return err
 			}
 		case *packet.EncryptedKey:
 			publicKey = true
@@ -188,7 +130,23 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) err
 		default:
 			return &Error{Fault: ErrNotOpenPGP, Detail: "it holds keys or signatures"}
 		}
+		if fast, err = describe(in); err != nil {
+			return err
+		}
 	}
+}
+
+// passphrasePacket is one way to the session key.
+type passphrasePacket struct {
+	*packet.SymmetricKeyEncrypted
+	fast *stretching // nil: by the library
+}
+
+func (p passphrasePacket) open(passphrase []byte) ([]byte, packet.CipherFunction, error) {
+	if p.fast != nil {
+		return p.fast.key(passphrase), p.fast.cipher, nil
+	}
+	return p.Decrypt(passphrase)
 }
 
 func encryptedPart(p packet.Packet) io.Reader {
@@ -215,7 +173,7 @@ func outerFault(err error, begun bool) error {
 }
 
 // open finds the passphrase packet that fits and writes the content to dst.
-func open(dst io.Writer, data packet.EncryptedDataPacket, keys []*packet.SymmetricKeyEncrypted, passphrase []byte, max int64) error {
+func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacket, passphrase []byte, max int64) error {
 	var prefix []byte
 	if se, ok := data.(*packet.SymmetricallyEncrypted); ok && se.Version == 1 {
 		// Peeked at, not read: the library reads it again.
@@ -225,11 +183,11 @@ func open(dst io.Writer, data packet.EncryptedDataPacket, keys []*packet.Symmetr
 	}
 	fault := ErrWrongPassphrase
 	for _, k := range keys {
-		key, cipher, err := k.Decrypt(passphrase)
+		key, cipher, err := k.open(passphrase)
 		if err != nil || !fits(prefix, cipher, key) {
 			continue
 		}
-		plain, err := data.Decrypt(cipher, key)
+		plain, err := decryptor(data, cipher, key)
 		clear(key)
 		if err != nil {
 			// Here the passphrase has opened the session key.
@@ -241,12 +199,24 @@ func open(dst io.Writer, data packet.EncryptedDataPacket, keys []*packet.Symmetr
 	return fault
 }
 
+// decryptor returns what reads the plaintext; its Close tells whether it was
+// authentic.
+func decryptor(data packet.EncryptedDataPacket, cipher packet.CipherFunction, key []byte) (io.ReadCloser, error) {
+	se, ok := data.(*packet.SymmetricallyEncrypted)
+	if ok && se.Version == 1 && se.IntegrityProtected && isAES(cipher) {
+		return newMDCReader(se.Contents, key)
+	}
+	return data.Decrypt(cipher, key)
+}
+
+func isAES(c packet.CipherFunction) bool { return c >= packet.CipherAES128 && c <= packet.CipherAES256 }
+
 // fits makes the quick check of RFC 4880 5.13: two bytes of the prefix repeat
 // under the right key. It tells a wrong passphrase from damage, but for one in
 // 65,536; it decides nothing, for the integrity check follows. It is made for
 // AES only and takes any other cipher's key as fitting.
 func fits(prefix []byte, cipher packet.CipherFunction, key []byte) bool {
-	if cipher < packet.CipherAES128 || cipher > packet.CipherAES256 || len(prefix) < aes.BlockSize+2 {
+	if !isAES(cipher) || len(prefix) < aes.BlockSize+2 {
 		return true
 	}
 	block, err := aes.NewCipher(key)
@@ -266,7 +236,9 @@ func fits(prefix []byte, cipher packet.CipherFunction, key []byte) bool {
 // the file what came of it.
 func content(dst io.Writer, plain io.ReadCloser, max int64) error {
 	out := &limited{w: dst, left: max}
-	err := literal(out, plain, 0)
+	inner := newAhead(plain)
+	defer inner.close()
+	err := literal(out, bufio.NewReader(inner), 0)
 	switch {
 	case out.err != nil:
 		return out.err
@@ -278,8 +250,16 @@ func content(dst io.Writer, plain io.ReadCloser, max int64) error {
 	return nil
 }
 
-func literal(dst io.Writer, r io.Reader, depth int) error {
+func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 	for skipped := 0; ; {
+		if inflated, err := inflate(r); err != nil {
+			return ErrDamaged
+		} else if inflated != nil {
+			if depth > 0 {
+				return ErrDamaged
+			}
+			return literal(dst, bufio.NewReaderSize(inflated, 64<<10), depth+1)
+		}
 		p, err := packet.Read(r)
 		if err != nil {
 			return ErrDamaged
@@ -293,7 +273,7 @@ func literal(dst io.Writer, r io.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			if err := literal(dst, p.Body, depth+1); err != nil {
+			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), depth+1); err != nil {
 				return err
 			}
 			return atEnd(r)
@@ -312,6 +292,43 @@ func literal(dst io.Writer, r io.Reader, depth int) error {
 			return ErrDamaged
 		}
 	}
+}
+
+// inflate returns the content of a compressed packet that is deflated and goes
+// on to the end, which is how gpg compresses, or nil if none such begins here.
+// The library would inflate it in twice the time.
+func inflate(r *bufio.Reader) (io.Reader, error) {
+	head, _ := r.Peek(2)
+	if len(head) < 2 || head[0] != 0x80|8<<2|3 { // old format, compressed, of indeterminate length
+		return nil, nil
+	}
+	switch head[1] { // RFC 4880 section 9.3
+	case 1: // ZIP, which is raw deflate
+		r.Discard(2)
+		return &inflated{flate.NewReader(r), r}, nil
+	case 2:
+		r.Discard(2)
+		z, err := zlib.NewReader(r)
+		return &inflated{z, r}, err
+	}
+	return nil, nil
+}
+
+// inflated is deflated content. What follows it in its packet is passed over,
+// as the library does, so that the MDC of it is checked.
+type inflated struct {
+	io.Reader
+	rest io.Reader
+}
+
+func (i *inflated) Read(p []byte) (int, error) {
+	n, err := i.Reader.Read(p)
+	if err == io.EOF && n == 0 {
+		if _, left := io.Copy(io.Discard, onlyReader{i.rest}); left != nil {
+			return 0, left
+		}
+	}
+	return n, err
 }
 
 // atEnd allows padding behind the data, which RFC 9580 permits, and nothing
@@ -379,13 +396,25 @@ var (
 
 // describe looks at a passphrase packet that may begin here, so that what
 // cannot be read has a name and what asks for too much is not tried. The
-// library would pass over both in silence.
-func describe(in *bufio.Reader) error {
+// library would pass over both in silence. It returns a stretching for what need
+// not be left to the library.
+func describe(in *bufio.Reader) (*stretching, error) {
 	head, _ := in.Peek(32)
 	body, ok := packetBody(head, 3)
 	if !ok || len(body) < 4 {
-		return nil
+		return nil, nil
 	}
+	if err := describeBody(body); err != nil {
+		return nil, err
+	}
+	// Both formats tell a length this small in the second byte.
+	if short := head[0]&0x40 != 0 || head[0]&3 == 0; short && int(head[1]) <= len(body) {
+		return parseStretching(body[:head[1]]), nil
+	}
+	return nil, nil
+}
+
+func describeBody(body []byte) error {
 	version, cipher, s2k := body[0], body[1], body[2:]
 	switch version {
 	case 4:

@@ -19,6 +19,8 @@ import (
 	"strconv"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"oncefs/internal/secretmem"
 )
 
@@ -51,6 +53,9 @@ func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphra
 		return nil, fmt.Errorf("pipe to the decrypting process: %w", err)
 	}
 	defer ours.Close()
+	// Fewer turns between the two processes. Where the user has no room for more
+	// the pipe stays as it is.
+	_, _ = unix.FcntlInt(ours.Fd(), unix.F_SETPIPE_SZ, maxData)
 	source := fromFile
 	if pass.Terminal {
 		source = fromTerminal
