@@ -294,12 +294,25 @@ func (s *Server) closeClaim(h *reading) {
 	s.noteChange()
 	if h.cached {
 		// No descriptor is left, so no page is being read and this cannot wait.
-		if err := s.conn.InvalidateNode(h.node, 0, -1); err != nil && !errors.Is(err, fuse.ErrNotCached) {
-			s.failed(err)
-		}
+		s.dropPages(h.file)
 	}
 	if state == once.Spent {
 		s.failed(s.pipe.Scrub())
+	}
+}
+
+// dropPages takes back what the kernel read of a secret through its page cache,
+// also from where it is mapped: to touch it there asks again, and is refused. It
+// waits for reads of those pages, so where there may be any, not in the goroutine
+// that answers them.
+func (s *Server) dropPages(f *file) {
+	err := s.conn.InvalidateNode(f.node, 0, -1)
+	switch {
+	case errors.Is(err, fuse.ErrNotCached):
+	case errors.Is(err, unix.EBADF), errors.Is(err, unix.ENODEV), errors.Is(err, unix.EPERM):
+		// Unmounted, and the connection is gone.
+	default:
+		s.failed(err)
 	}
 }
 

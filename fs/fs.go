@@ -134,6 +134,13 @@ func Mount(o Options) (_ *Server, err error) {
 		s.files = append(s.files, &file{File: f, node: node, inode: base + uint64(i)})
 		s.names[f.Name] = s.files[i]
 	}
+	defer func() {
+		if err == nil {
+			for _, f := range s.files {
+				f.Secret.OnRevoke(func() { s.dropPages(f) })
+			}
+		}
+	}()
 	if o.Under != nil {
 		if s.under, err = newUnder(o.Under); err != nil {
 			return nil, err

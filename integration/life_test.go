@@ -465,19 +465,66 @@ func TestC11_Expire(t *testing.T) {
 	})
 }
 
-func TestC11_Hold(t *testing.T) {
-	d := rig.NewDir(t, bytesOf(300_000))
-	m := d.MountOver("--hold", "100ms")
+// To open it and not to read does not keep it; a read that has begun goes on,
+// and is the last.
+func TestC11_ExpireWhileOpen(t *testing.T) {
+	over(t, func(t *testing.T, d *rig.Dir, target string) {
+		r := rig.NewReader(t, nil)
+		m := mountOn(t, d, target, "--expire", "3s", "--reads", "3")
+		r.Want("ok", "open", d.Secret())
+		if e := m.WaitEvent("expiry", 1); e["limit"] != "expire" || e["pid"] != float64(r.Cmd.Process.Pid) {
+			t.Errorf("expiry: %v", e)
+		}
+		r.Want("ESTALE", "read", "10")
+		r.Want("ok", "close")
+		gone(t, d)
+	})
+	d := rig.NewDir(t, []byte(content))
 	r := rig.NewReader(t, nil)
+	m := d.MountOver("--enc", d.Enc, "--name", "secrets.yaml", "--name", "clock", "--expire", "3s", "--reads", "3")
 	r.Want("ok", "open", d.Secret())
-	r.Do("read", "1000")
-	if e := m.WaitEvent("expiry", 1); e["limit"] != "hold" {
+	r.Want(`"user"`, "read", "4")
+	if e := m.WaitEvent("expiry", 1); e["path"] != filepath.Join(d.Conf, "clock") {
 		t.Errorf("expiry: %v", e)
 	}
-	r.Want("ESTALE", "read", "1000")
-	r.Want("ESTALE", "pread", "10", "0")
+	r.Want(strconv.Quote(content[4:]), "read", "100")
 	r.Want("ok", "close")
+	m.WaitEvent("expiry", 2)
 	gone(t, d)
+}
+
+func TestC11_Hold(t *testing.T) {
+	over(t, func(t *testing.T, d *rig.Dir, target string) {
+		m := mountOn(t, d, target, "--hold", "100ms", "--reads", "3")
+		r := rig.NewReader(t, nil)
+		r.Want("ok", "open", d.Secret())
+		r.Do("read", "1000")
+		if e := m.WaitEvent("expiry", 1); e["limit"] != "hold" {
+			t.Errorf("expiry: %v", e)
+		}
+		r.Want("ESTALE", "read", "1000")
+		r.Want("ESTALE", "pread", "10", "0")
+		r.Want("ok", "close")
+		gone(t, d)
+	})
+}
+
+// What a reader has mapped is taken back too.
+func TestC11_HoldOfAMapping(t *testing.T) {
+	over(t, func(t *testing.T, d *rig.Dir, target string) {
+		m := mountOn(t, d, target, "--hold", "1s")
+		r := rig.NewReader(t, nil)
+		r.Want("ok", "open", d.Secret())
+		r.Want("ok", "map", "300000")
+		r.Want(strconv.Quote(string(bytesOf(300_000)[:1])), "touch", "0")
+		r.Want("ok", "close") // the mapping holds the claim
+		m.WaitEvent("expiry", 1)
+		// The event is told as the memory is zeroed, and the pages go after it.
+		rig.WaitFor(t, "the pages to go", func() bool { return r.Do("touch", "0") == "EFAULT" })
+		r.Want("EFAULT", "touch", "200000")
+		r.End()
+		gone(t, d)
+	})
 }
 
 // Ready is announced to systemd, to s6 and by the return of --background, and

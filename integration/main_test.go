@@ -4,10 +4,19 @@ package integration
 
 import (
 	"os"
+	"runtime"
 	"testing"
 
 	"oncefs/integration/rig"
 )
+
+// A reader works in the process's first thread: the kernel tells the number of
+// the thread that asks.
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == "reader" {
+		runtime.LockOSThread()
+	}
+}
 
 // TestMain is also the reader that tests start as a process of its own.
 func TestMain(m *testing.M) {

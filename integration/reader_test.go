@@ -59,7 +59,10 @@ func name(err error) string {
 	return err.Error()
 }
 
-type ops struct{ fds []int }
+type ops struct {
+	fds    []int
+	mapped []byte
+}
 
 func (r *ops) opened(fd int, err error) string {
 	if err != nil {
@@ -244,6 +247,25 @@ func (r *ops) do(op []string) string {
 		s := sum(m)
 		unix.Munmap(m)
 		return s
+	case "map": // and keep it
+		var err error
+		r.mapped, err = unix.Mmap(fd(), 0, number(arg(1)), unix.PROT_READ, unix.MAP_PRIVATE)
+		return ok(err)
+	case "touch": // a byte of what is mapped
+		off := number(arg(1))
+		pr, pw, err := os.Pipe()
+		if err != nil {
+			return name(err)
+		}
+		defer pr.Close()
+		defer pw.Close()
+		// The kernel touches it: what would kill us is EFAULT there.
+		if _, err := unix.Write(int(pw.Fd()), r.mapped[off:off+1]); err != nil {
+			return name(err)
+		}
+		var b [1]byte
+		pr.Read(b[:])
+		return strconv.Quote(string(b[:]))
 	case "sendfile", "splice", "copy_file_range":
 		return transfer(op[0], fd(), number(arg(1)))
 	case "advise":

@@ -5,7 +5,7 @@
 //	│ sealed │           │ claimed │                      │
 //	└────────┘◀──────────└─────────┘                      │
 //	   ▲  │  close before      │  close after the last     │
-//	   │  │  any byte went out │  permitted read, hold over│
+//	   │  │  any byte went out │  permitted read, time over│
 //	   │  │                    ▼                           │
 //	   │  │ expire, destroy  ┌───────┐                     │
 //	   │  └─────────────────▶│ spent │◀── destroy          │
@@ -119,8 +119,9 @@ type Options struct {
 	// Reads is how many claims may be spent one after another; less than 1
 	// means 1.
 	Reads int
-	// Expire wipes the secret if it was not claimed for the last time within
-	// this long after New; 0 means never. A claim that is open then runs on.
+	// Expire wipes the secret if it was not read for the last time within this
+	// long after New; 0 means never. A claim whose first byte is out by then runs
+	// on, and takes the secret with it; one that has none is revoked.
 	Expire time.Duration
 	// Hold wipes the secret this long after the first byte of a claim went out,
 	// if the claim is still open; 0 means never.
@@ -151,6 +152,7 @@ type Secret struct {
 	attempts int64 // late and refused, in all
 	untold   int64
 	toldAt   time.Time
+	onRevoke func()
 }
 
 // New seals the bytes. The secret owns them from here on.
@@ -301,12 +303,13 @@ func (c *Claim) Close() State {
 	if s.claim != c {
 		return s.state
 	}
-	c.end(Delivery)
+	c.end(Delivery, "")
 	return s.state
 }
 
-// end closes the open claim; the caller holds the lock.
-func (c *Claim) end(kind Kind) {
+// end closes the open claim, for an expiry by which limit; the caller holds the
+// lock.
+func (c *Claim) end(kind Kind, limit string) {
 	s := c.s
 	if c.hold != nil {
 		c.hold.Stop()
@@ -328,11 +331,7 @@ func (c *Claim) end(kind Kind) {
 		next = Spent
 	}
 	err := s.to(next)
-	e := Event{Kind: kind, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err}
-	if kind == Expiry {
-		e.Op = "hold"
-	}
-	s.tell(e)
+	s.tell(Event{Kind: kind, Op: limit, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
 	if late {
 		s.tell(Event{Kind: Expiry, Op: "expire"})
 	}
@@ -340,21 +339,51 @@ func (c *Claim) end(kind Kind) {
 
 func (c *Claim) onHold() {
 	c.s.mu.Lock()
-	defer c.s.mu.Unlock()
-	if c.s.claim == c {
-		c.end(Expiry)
+	revoke := c.s.claim == c
+	if revoke {
+		c.end(Expiry, "hold")
+	}
+	c.s.mu.Unlock()
+	if revoke {
+		c.s.revoked()
 	}
 }
 
 func (s *Secret) onExpire() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
+	revoke := false
 	switch s.state {
 	case Sealed:
 		err := s.to(Spent)
 		s.tell(Event{Kind: Expiry, Op: "expire", Err: err})
 	case Claimed:
-		s.expired = true
+		if revoke = !s.claim.began; revoke {
+			s.claim.end(Expiry, "expire")
+		} else {
+			s.expired = true
+		}
+	}
+	s.mu.Unlock()
+	if revoke {
+		s.revoked()
+	}
+}
+
+// OnRevoke says what to do after a claim was taken away while it was open, by an
+// expiry or Destroy. It is done before Destroy returns, and it may call back.
+func (s *Secret) OnRevoke(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.onRevoke = f
+}
+
+// revoked is called without the lock.
+func (s *Secret) revoked() {
+	s.mu.Lock()
+	f := s.onRevoke
+	s.mu.Unlock()
+	if f != nil {
+		f()
 	}
 }
 
@@ -362,22 +391,25 @@ func (s *Secret) onExpire() {
 // revoked. It returns what Wipe returned.
 func (s *Secret) Destroy() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch s.state {
-	case Spent:
+	if s.state == Spent {
+		s.mu.Unlock()
 		return nil
-	case Claimed:
-		c := s.claim
+	}
+	e := Event{Kind: Destroyed}
+	c := s.claim
+	if c != nil {
 		if c.hold != nil {
 			c.hold.Stop()
 		}
-		err := s.to(Spent)
-		s.tell(Event{Kind: Destroyed, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
-		return err
+		e.Reader, e.Sent, e.Whole = c.reader, c.sent, c.began && c.prefix == s.size
 	}
-	err := s.to(Spent)
-	s.tell(Event{Kind: Destroyed, Err: err})
-	return err
+	e.Err = s.to(Spent)
+	s.tell(e)
+	s.mu.Unlock()
+	if c != nil {
+		s.revoked()
+	}
+	return e.Err
 }
 
 // tellEvery is how often attempts of a flood are told; the rest are counted.

@@ -259,30 +259,90 @@ func TestC11_Expire(t *testing.T) {
 	})
 }
 
-func TestC11_ExpireLetsAnOpenClaimEnd(t *testing.T) {
-	for _, began := range []bool{true, false} {
-		synctest.Test(t, func(t *testing.T) {
-			f, r := &fake{size: 4}, &record{}
-			s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
-			c := mustClaim(t, s)
-			time.Sleep(time.Hour)
-			synctest.Wait()
-			wantState(t, s, f, Claimed)
-			if c.Valid() != nil || !c.Last() {
-				t.Fatal("the claim did not stay, or is not the last")
-			}
-			if began {
-				deliver(c, 0, 4)
-			}
-			c.Close()
-			wantState(t, s, f, Spent)
-			if began {
-				r.want(t, Claiming, Delivery, Expiry)
-			} else {
-				r.want(t, Claiming, GiveBack, Expiry)
-			}
+func TestC11_ExpireLetsAReadEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &fake{size: 4}, &record{}
+		s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
+		s.OnRevoke(func() { t.Error("revoked") })
+		c := mustClaim(t, s)
+		deliver(c, 0, 1)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		wantState(t, s, f, Claimed)
+		if c.Valid() != nil || !c.Last() {
+			t.Fatal("the claim did not stay, or is not the last")
+		}
+		deliver(c, 1, 3)
+		c.Close()
+		wantState(t, s, f, Spent)
+		r.want(t, Claiming, Delivery, Expiry)
+	})
+}
+
+// To open it and wait does not keep it.
+func TestC11_ExpireRevokesAnUnreadClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &fake{size: 4}, &record{}
+		revoked := 0
+		s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
+		s.OnRevoke(func() {
+			revoked++
+			wantState(t, s, f, Spent) // it may call back
 		})
-	}
+		c := mustClaim(t, s)
+		time.Sleep(time.Minute - time.Nanosecond)
+		synctest.Wait()
+		wantState(t, s, f, Claimed)
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		wantState(t, s, f, Spent)
+		if c.Valid() != ErrRevoked || c.Close() != Spent || revoked != 1 {
+			t.Fatalf("the claim survived, or was revoked %d times", revoked)
+		}
+		r.want(t, Claiming, Expiry)
+		if e := r.events[1]; e.Op != "expire" || e.Reader == nil || *e.Reader != cat {
+			t.Fatalf("%+v", e)
+		}
+	})
+}
+
+func TestC11_RevokedIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		revoked := 0
+		secret := func(o Options) *Secret {
+			s := New(&fake{size: 4}, o)
+			s.OnRevoke(func() { revoked++ })
+			return s
+		}
+		s := secret(Options{Reads: 9, Hold: time.Second})
+		mustClaim(t, s).Close() // given back: nothing was taken away
+		c := mustClaim(t, s)
+		deliver(c, 0, 4)
+		c.Close() // read: nor here
+		c = mustClaim(t, s)
+		deliver(c, 0, 1)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if revoked != 1 {
+			t.Fatalf("hold revoked %d times", revoked)
+		}
+		s.Destroy()
+		c.Close()
+		if revoked != 1 {
+			t.Fatalf("revoked %d times in the end", revoked)
+		}
+		s = secret(Options{})
+		s.Destroy() // nobody had it
+		if revoked != 1 {
+			t.Fatal("revoked from nobody")
+		}
+		s = secret(Options{})
+		mustClaim(t, s)
+		s.Destroy()
+		if revoked != 2 {
+			t.Fatal("destroyed and not told")
+		}
+	})
 }
 
 func TestC11_NoExpiryAfterTheSpend(t *testing.T) {
