@@ -44,7 +44,7 @@ func packages(t *testing.T) []pkg {
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
 		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
-		"oncefs/internal/policy"},
+		"oncefs/internal/policy", "oncefs/internal/supervisor"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase"},
@@ -56,6 +56,7 @@ var arrows = map[string][]string{
 	"oncefs/internal/mountpoint": {},
 	"oncefs/internal/erase":      {},
 	"oncefs/internal/process":    {},
+	"oncefs/internal/supervisor": {},
 }
 
 func TestRoomsKeepTheirArrows(t *testing.T) {
@@ -95,7 +96,9 @@ var words = map[string]string{
 	"unix.Mlock":                                    "oncefs/internal/secretmem",
 	"unix.Splice":                                   "oncefs/internal/secretmem",
 	"unix.Mount":                                    "oncefs/internal/mountpoint",
-	"unix.Prctl":                                    "oncefs/internal/sandbox",
+	"unix.PR_SET_DUMPABLE":                          "oncefs/internal/sandbox",
+	"unix.PR_SET_NO_NEW_PRIVS":                      "oncefs/internal/sandbox",
+	"unix.PR_SET_CHILD_SUBREAPER":                   "oncefs/internal/supervisor",
 	"os.Exit":                                       "oncefs/cmd/oncefs",
 }
 

@@ -12,6 +12,7 @@ import (
 	"oncefs/internal/erase"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/secretmem"
+	"oncefs/internal/supervisor"
 )
 
 // Exit statuses. They are a promise (docs/exit-codes.md, and a test compares):
@@ -42,6 +43,8 @@ const (
 	exitClaimed     = 90
 	exitSpent       = 91
 	exitNotReady    = 92
+	exitNotExec     = 126
+	exitNoCommand   = 127
 )
 
 // An exit is one row of the table.
@@ -65,18 +68,21 @@ func (e *exit) hint(err error) string {
 
 // errors of this package
 var (
-	errNoEncrypted  = errors.New("there is no encrypted file")
-	errAmbiguous    = errors.New("there are two encrypted files of that name, and they differ")
-	errNoPassphrase = errors.New("there is no passphrase file and no terminal to ask at")
-	errOutput       = errors.New("is there already and is not an OpenPGP message")
-	errTerminal     = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
-	errExists       = errors.New("is there already")
-	errStopped      = errors.New("stopped before it was ready")
-	errNotFit       = errors.New("the options do not fit together")
-	errRequired     = errors.New("a required protection is not to be had here")
-	errLinkedWithC  = errors.New("this binary is linked with C and could not give up its privileges in every thread")
-	errNoCommand    = errors.New("no command was given")
-	errSelfCheck    = errors.New("the mount does not show what it should")
+	errNoEncrypted   = errors.New("there is no encrypted file")
+	errAmbiguous     = errors.New("there are two encrypted files of that name, and they differ")
+	errNoPassphrase  = errors.New("there is no passphrase file and no terminal to ask at")
+	errOutput        = errors.New("is there already and is not an OpenPGP message")
+	errTerminal      = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
+	errExists        = errors.New("is there already")
+	errStopped       = errors.New("stopped before it was ready")
+	errNotFit        = errors.New("the options do not fit together")
+	errRequired      = errors.New("a required protection is not to be had here")
+	errLinkedWithC   = errors.New("this binary is linked with C and could not give up its privileges in every thread")
+	errBecome        = errors.New("give up privileges")
+	errMissing       = errors.New("there is no such command")
+	errNotExecutable = errors.New("the command cannot be executed")
+	errNoCommand     = errors.New("no command was given")
+	errSelfCheck     = errors.New("the mount does not show what it should")
 )
 
 func as[T error](err error) bool {
@@ -123,7 +129,7 @@ var exits = []exit{
 		advice: "raise --max-size if the content is really that large"},
 	{code: exitMemory, meaning: "memory cannot be locked", as: as[*secretmem.LimitError],
 		advice: "raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or give the capability IPC_LOCK"},
-	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret, errRequired},
+	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret, errRequired}, as: as[*supervisor.NotPrivateError],
 		hints: map[error]string{
 			errRequired: "run it on a kernel that has it, or do without --require",
 		},
@@ -151,14 +157,21 @@ var exits = []exit{
 			mountpoint.ErrDevice:   "the device must be readable and writable for this user (mode 0666 on most systems)",
 			mountpoint.ErrNoHelper: "a user who is not root needs it: apt-get install fuse3",
 		}},
-	{code: exitStopped, meaning: "stopped by a signal before it was ready", is: []error{errStopped, context.Canceled}},
+	{code: exitStopped, meaning: "stopped by a signal before it was ready", is: []error{errStopped, context.Canceled, supervisor.ErrStopped}},
 	{code: exitOutput, meaning: "encrypt: the output is there already and is not an OpenPGP message", is: []error{errOutput},
 		advice: "choose another name with -o, or overwrite it with --force"},
 	{code: exitTerminal, meaning: "decrypt: standard output is a terminal", is: []error{errTerminal},
 		advice: "name a file with -o, pipe it into the program that wants it, or show it all the same with --tty"},
 	{code: exitExists, meaning: "the output is there already", is: []error{errExists},
 		advice: "choose another name with -o, or overwrite it with --force"},
-	{code: exitUsage, meaning: "the command line is wrong", is: []error{errNotFit},
+	{code: exitNoCommand, meaning: "run: there is no such command", is: []error{errMissing},
+		advice: "name it by its path, or put its directory into PATH"},
+	{code: exitNotExec, meaning: "run: the command cannot be executed", is: []error{errNotExecutable},
+		advice: "is it executable for the user who is to run it (--user), and for this kind of machine?"},
+	{code: exitUsage, meaning: "the command line is wrong", is: []error{errNotFit, errBecome},
+		hints: map[error]string{
+			errBecome: "to become another user takes root, or CAP_SETUID and CAP_SETGID; to keep a capability takes having it",
+		},
 		advice: "oncefs COMMAND --help explains the options"},
 	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck, fs.ErrPermission},
 		advice: "in a container, mounting takes CAP_SYS_ADMIN and /dev/fuse; elsewhere a user who is not root needs fusermount3 (Debian package fuse3)"},

@@ -135,6 +135,7 @@ The first program that reads it gets all of it; after that it does not exist.
 
 type cli struct {
 	Mount   mountCmd   `cmd:"" help:"Decrypt into memory and mount, to be read once."`
+	Run     runCmd     `cmd:"" help:"Run a program with a mount of its own."`
 	Umount  umountCmd  `cmd:"" help:"Unmount, zero the memory and end the serving process."`
 	Status  statusCmd  `cmd:"" help:"Tell whether a mount is ready, and who has read it."`
 	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`

@@ -52,7 +52,7 @@ type mountFlags struct {
 	Wait           bool          `help:"Where the encrypted file does not exist yet, wait for it."`
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
 	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
-	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp."`
+	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp,private" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp; for run also private."`
 
 	readerFlags
 }
@@ -157,28 +157,29 @@ func (m *mountCmd) Run(e *env) error {
 	if m.Background {
 		return m.background(e)
 	}
-	return serve(e, &m.mountFlags, m.Detach)
-}
-
-// serve mounts, and serves until the end.
-func serve(e *env, m *mountFlags, detach bool) error {
-	// A log that is closed at its other end must not end the daemon.
-	signal.Ignore(unix.SIGPIPE)
 	ctx, stop := untilSignal()
 	defer stop()
+	return serve(ctx, e, &m.mountFlags, serving{detach: m.Detach})
+}
 
-	out := os.Stderr
-	if m.LogFile != "" {
-		f, err := os.OpenFile(m.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		out = f
+// serving is what is different about a process that serves for others.
+type serving struct {
+	detach bool   // leave the session once ready
+	quiet  bool   // no ready line
+	ready  func() // called when ready, if not nil
+}
+
+// serve mounts, and serves until the end or until the context's.
+func serve(ctx context.Context, e *env, m *mountFlags, how serving) error {
+	// A log that is closed at its other end must not end the daemon.
+	signal.Ignore(unix.SIGPIPE)
+	out, err := m.openLog()
+	if err != nil {
+		return err
 	}
 	ev := newEvents(out)
 	defer ev.close()
-	mt := &mounting{mountFlags: m, env: e, events: ev, detach: detach}
+	mt := &mounting{mountFlags: m, env: e, events: ev, serving: how}
 	defer mt.close()
 	if err := mt.start(ctx); err != nil {
 		if ctx.Err() != nil {
@@ -189,13 +190,21 @@ func serve(e *env, m *mountFlags, detach bool) error {
 	return mt.serve(ctx)
 }
 
+// openLog opens where events go. It is the process's until its end.
+func (m *mountFlags) openLog() (*os.File, error) {
+	if m.LogFile == "" {
+		return os.Stderr, nil
+	}
+	return os.OpenFile(m.LogFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+}
+
 // mounting is one mount from its first check to its end. Each step leaves
 // behind what close takes down again, in any state.
 type mounting struct {
 	*mountFlags
 	*env
+	serving
 	events *events
-	detach bool // leave the session once ready
 
 	store      *secretmem.Store
 	point      *mountpoint.Point
@@ -209,9 +218,8 @@ type mounting struct {
 	server     *fs.Server
 	served     chan error      // what Serve returned
 	layers     []sandbox.Layer // that are in force; set before ready
-	ready      bool
-	readyAt    time.Time
-	mu         sync.Mutex // guards ready, readyAt
+	readyAt    time.Time       // zero before
+	mu         sync.Mutex      // guards readyAt
 }
 
 type secret struct {
@@ -631,8 +639,8 @@ type secretStatus struct {
 func (m *mounting) status() []byte {
 	st := mountStatus{Version: 1, Path: m.point.Path, PID: os.Getpid(), Memory: string(m.store.Kind())}
 	m.mu.Lock()
-	if st.Ready = m.ready; st.Ready {
-		at := m.readyAt
+	if at := m.readyAt; !at.IsZero() {
+		st.Ready = true
 		st.ReadyAt = &at
 		st.Sandbox = m.layers
 	}

@@ -57,7 +57,7 @@ func (h *herald) close() {
 // nothing can go back: what fails is told and left.
 func (m *mounting) announce(h *herald) {
 	m.mu.Lock()
-	m.ready, m.readyAt = true, time.Now()
+	m.readyAt = time.Now()
 	m.mu.Unlock()
 	var total int64
 	for _, s := range m.secrets {
@@ -65,7 +65,9 @@ func (m *mounting) announce(h *herald) {
 	}
 	m.events.tell(slog.LevelInfo, "ready", slog.String("path", m.point.Path), slog.Int("files", len(m.secrets)),
 		slog.Int64("bytes", total), slog.String("memory", string(m.store.Kind())), slog.Any("sandbox", m.layers), slog.Int("reads", m.Reads))
-	m.printf("oncefs: ready: %s\n", m.readyLine(total))
+	if !m.quiet {
+		m.printf("oncefs: ready: %s\n", m.readyLine(total))
+	}
 	if h.null != nil {
 		if err := h.detach(m.LogFile != ""); err != nil {
 			m.events.tell(slog.LevelWarn, "detach", slog.String("error", err.Error()))
@@ -82,6 +84,9 @@ func (m *mounting) announce(h *herald) {
 			m.events.tell(slog.LevelWarn, "notification-descriptor", slog.String("error", err.Error()))
 		}
 		f.Close()
+	}
+	if m.ready != nil {
+		m.ready()
 	}
 }
 

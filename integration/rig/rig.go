@@ -505,20 +505,29 @@ func NewReader(t testing.TB, cred *syscall.Credential) *Reader {
 	if cred != nil {
 		exe = readable(t, exe)
 	}
-	r := &Reader{T: t, Cmd: exec.Command(exe, "reader")}
+	cmd := exec.Command(exe, "reader")
 	if cred != nil {
-		r.Cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: cred}
 	}
-	r.Cmd.Stderr = os.Stderr
-	if r.in, err = r.Cmd.StdinPipe(); err != nil {
+	cmd.Stderr = os.Stderr
+	return StartReader(t, cmd)
+}
+
+// StartReader starts a reader by a command line that ends in the test binary and
+// "reader".
+func StartReader(t testing.TB, cmd *exec.Cmd) *Reader {
+	t.Helper()
+	r := &Reader{T: t, Cmd: cmd}
+	var err error
+	if r.in, err = cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
-	out, err := r.Cmd.StdoutPipe()
+	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.out = bufio.NewReader(out)
-	if err := r.Cmd.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(r.End)

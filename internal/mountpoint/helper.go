@@ -14,6 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// MayMount tells whether this process mounts by itself: root, or a user with
+// CAP_SYS_ADMIN in a user namespace of their own.
+func MayMount() bool {
+	if os.Geteuid() == 0 {
+		return true
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // two for version 3, capget(2)
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
+}
+
 // helperName is the program that the FUSE library runs to mount. A binary of
 // ours that is called by this name does what that program does for root.
 const helperName = "fusermount3"
@@ -35,15 +49,16 @@ func CheckDevice() error {
 // PATH as it is. Elsewhere root is helped by this binary under that name.
 //
 // For root and a mount over a file it is always this binary: the other one
-// cannot mount over the placeholder of Prepare.
+// cannot mount over the placeholder of Prepare. It is too for a user who may
+// mount in a namespace of their own: there set-user-id gives nothing.
 func HelperPath(binary string, overFile bool) (path string, cleanup func(), err error) {
 	path = os.Getenv("PATH")
 	_, err = exec.LookPath(helperName)
-	root := os.Geteuid() == 0
-	if err == nil && !(root && overFile) {
+	root, may := os.Geteuid() == 0, MayMount()
+	if err == nil && !(root && overFile) && (root || !may) {
 		return path, func() {}, nil
 	}
-	if !root {
+	if !may {
 		return "", nil, ErrNoHelper
 	}
 	// An image may bring the link along; it then needs no writable directory.

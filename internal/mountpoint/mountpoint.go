@@ -138,14 +138,14 @@ const nowhere = "oncefs-placeholder-points-nowhere"
 
 // Prepare makes the placeholder that a mount over a file needs. A program that
 // is on its way through the path when mount and placeholder vanish may still
-// come upon the placeholder. For root it is a link to nowhere, so that such a
-// program is told that there is no file; fusermount3 mounts over no link, so for
-// others it is an empty file that nobody may read.
+// come upon the placeholder. Where we mount by ourselves it is a link to nowhere,
+// so that such a program is told that there is no file; fusermount3 mounts over
+// no link, so there it is an empty file that nobody may read.
 func (p *Point) Prepare() error {
 	if !p.File {
 		return nil
 	}
-	if os.Geteuid() == 0 {
+	if MayMount() {
 		switch err := os.Symlink(nowhere, p.Path); {
 		case err == nil:
 			p.made = true
@@ -191,7 +191,7 @@ func (p *Point) Abandon() error {
 
 // admitsHelper tells early that fusermount3 cannot get to the path.
 func admitsHelper(path string) error {
-	if os.Geteuid() == 0 {
+	if MayMount() {
 		return nil
 	}
 	around, err := mountinfo.GetMounts(mountinfo.ParentsFilter(filepath.Dir(path)))
@@ -326,4 +326,14 @@ func All() []string {
 	}
 	slices.Sort(paths)
 	return slices.Compact(paths)
+}
+
+// Private makes what is mounted from here on in the calling process's mount
+// namespace, which must be its own, invisible outside. What is mounted outside
+// later still comes in.
+func Private() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
 }

@@ -83,7 +83,7 @@ func Start(binary string, p *mountpoint.Point, erasable string) (*Warden, error)
 	if !p.File {
 		return start(binary, p.Path, erasable, mountpoint.Detach, 0)
 	}
-	if os.Geteuid() == 0 {
+	if mountpoint.MayMount() {
 		if w, err := start(binary, p.Path, erasable, mountpoint.Unlink, unix.CLONE_NEWNS); err == nil {
 			return w, nil
 		}

@@ -1,0 +1,168 @@
+package supervisor
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// A link is one end of a socket pair on which two of our processes say lines to
+// each other. When a process is gone, however it ended, its links are.
+type link struct {
+	f *os.File
+	// lines are what the other end says; closed when it is gone. nil takes part
+	// in no select.
+	lines <-chan string
+}
+
+// newLink begins to listen on a descriptor that was inherited or made.
+func newLink(fd int) (*link, error) {
+	unix.CloseOnExec(fd)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, fmt.Errorf("control descriptor %d: %w", fd, err)
+	}
+	f := os.NewFile(uintptr(fd), "control")
+	lines := make(chan string, 16)
+	go func() {
+		defer close(lines)
+		for in := bufio.NewScanner(f); in.Scan(); {
+			lines <- in.Text()
+		}
+	}()
+	return &link{f: f, lines: lines}, nil
+}
+
+// say tells the other end; if it is gone, that is seen by its lines.
+func (l *link) say(line string) {
+	if l != nil && l.f != nil {
+		io.WriteString(l.f, line+"\n")
+	}
+}
+
+func (l *link) close() { l.f.Close() }
+
+// A child is a process that we started and speak to.
+type child struct {
+	*link
+	pid    int
+	ended  bool
+	status unix.WaitStatus // once ended
+}
+
+// start starts this binary in a role. Every descriptor that the caller of run
+// left open goes along under its own number; so does the link's, which is the
+// only one of ours that does.
+func start(binary string, args func(control int) []string, env []string, attr *syscall.SysProcAttr) (*child, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	ours, theirs := fds[0], fds[1]
+	defer unix.Close(theirs)
+	if _, err := unix.FcntlInt(uintptr(theirs), unix.F_SETFD, 0); err != nil {
+		unix.Close(ours)
+		return nil, fmt.Errorf("fcntl: %w", err)
+	}
+	pid, err := syscall.ForkExec(binary, append([]string{"oncefs"}, args(theirs)...), &syscall.ProcAttr{Env: env, Files: []uintptr{0, 1, 2}, Sys: attr})
+	if err != nil {
+		unix.Close(ours)
+		return nil, fmt.Errorf("start %s: %w", binary, err)
+	}
+	l, err := newLink(ours)
+	if err != nil {
+		unix.Kill(pid, unix.SIGKILL)
+		return nil, err
+	}
+	return &child{link: l, pid: pid}, nil
+}
+
+// code is how a shell tells the end of a process: its status, or 128 and the
+// signal's number.
+func code(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+// A reaper waits for every child of this process, also for those that it never
+// started: orphans come to it.
+type reaper struct {
+	wake chan os.Signal
+}
+
+func newReaper() (*reaper, error) {
+	r := &reaper{wake: make(chan os.Signal, 1)}
+	signal.Notify(r.wake, unix.SIGCHLD)
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("prctl PR_SET_CHILD_SUBREAPER: %w", err)
+	}
+	return r, nil
+}
+
+// reap collects who has ended and notes it in those of the given that did.
+func (r *reaper) reap(known ...*child) {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		for _, c := range known {
+			if c != nil && c.pid == pid && !c.ended {
+				c.ended, c.status = true, ws
+			}
+		}
+	}
+}
+
+// ownChildren lists the children of this process, zombies too, but for one.
+// Nobody but the caller's goroutine reaps, so none of the numbers can be used
+// again before it does.
+func ownChildren(except int) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	self := os.Getpid()
+	for _, path := range stats {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil || pid == except {
+			continue
+		}
+		if parent(path) == self {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// parent is the fourth field of proc_pid_stat(5); the second is in brackets and
+// may hold anything.
+func parent(stat string) int {
+	f, err := os.Open(stat)
+	if err != nil {
+		return -1
+	}
+	defer f.Close()
+	buf := make([]byte, 512)
+	n, _ := f.Read(buf)
+	text := string(buf[:n])
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	if len(fields) < 2 {
+		return -1
+	}
+	ppid, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return -1
+	}
+	return ppid
+}

@@ -1,0 +1,360 @@
+// Package supervisor runs a command beside the process that serves its secrets.
+//
+//	front ──▶ supervisor ──┬─▶ server ──▶ warden, decryptor (as for mount)
+//	                       └─▶ launcher, which becomes the command
+//
+// All are this binary in a role; none but the server's holds a secret, and none
+// here a passphrase. The front is what the caller started. It stays in the
+// caller's namespaces, passes signals on and returns the command's status. The
+// supervisor is in a mount namespace of its own, where that can be had, and with
+// it all that it starts: the mount is for the command and its children, and
+// whoever enters the caller's namespaces later finds nothing. It is not the
+// front, because a container's runtime lets others into the namespaces of the
+// process that it started.
+//
+// The launcher waits, its privileges given up, until the server is ready; then
+// it is the command. Each process sees by the end of its link that the one
+// before it is gone, however it ended, and takes down what it had: the
+// supervisor kills the command, the server unmounts and zeroes.
+//
+// All of them are reapers of orphans (PR_SET_CHILD_SUBREAPER), so that nothing
+// that the command left behind outlives it.
+package supervisor
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A Role is what a process of ours is for.
+type Role string
+
+const (
+	Supervisor Role = "supervisor"
+	Serving    Role = "server"
+	Launching  Role = "launcher"
+)
+
+// leftGrace is how long what the command left behind has between SIGTERM and
+// SIGKILL, as long as Docker gives by half: it is no more than leftovers.
+const leftGrace = 5 * time.Second
+
+// Options say how to supervise.
+type Options struct {
+	Binary  string
+	Args    func(r Role, control int) []string
+	Control int // the front's link
+	// Private makes mounts private, in a namespace that the front has made.
+	Private func() error
+	// Undump makes this process untraceable.
+	Undump func() error
+	// Tell notes an event.
+	Tell func(level slog.Level, name string, attrs ...slog.Attr)
+}
+
+type supervisor struct {
+	Options
+	reap     *reaper
+	front    *link
+	gone     bool // the front is
+	server   *child
+	ready    bool // the server is
+	launcher *child
+	prepared bool // the launcher is
+	failed   bool // to exec
+	running  bool // the launcher is the command now
+	stopping bool // somebody wants it to end
+}
+
+// Run is the supervisor. It returns the command's exit status, or that of a
+// process that ended before the command ran and has said why.
+func Run(o Options) (status int, err error) {
+	// The command is to die with this thread.
+	runtime.LockOSThread()
+	// What is for us comes through the front. A terminal, or who signals the
+	// whole group, must not end us before the command.
+	signal.Notify(make(chan os.Signal, 1), relayed()...)
+	s := &supervisor{Options: o}
+	if s.reap, err = newReaper(); err != nil {
+		return 0, err
+	}
+	if s.front, err = newLink(o.Control); err != nil {
+		return 0, err
+	}
+	defer s.front.close()
+	switch greeting := <-s.front.lines; {
+	case greeting == "private":
+		if err := o.Private(); err != nil {
+			s.front.say("no " + err.Error())
+			return 0, nil
+		}
+	case greeting == "shared":
+	case strings.HasPrefix(greeting, "shared "):
+		s.Tell(slog.LevelWarn, "no-private-mount", slog.String("why", strings.TrimPrefix(greeting, "shared ")),
+			slog.String("hint", "others in this mount namespace can see the mount; --require private refuses"))
+	default:
+		return 0, fmt.Errorf("the front is gone")
+	}
+	if err := o.Undump(); err != nil {
+		return 0, err
+	}
+	s.front.say("up")
+	defer s.end()
+	return s.run()
+}
+
+func (s *supervisor) run() (int, error) {
+	if err := s.launch(); err != nil {
+		return 0, err
+	}
+	if s.until(func() bool { return s.prepared }); !s.prepared {
+		return s.unready()
+	}
+	server, err := s.start(Serving)
+	if err != nil {
+		return 0, err
+	}
+	s.server = server
+	if s.until(func() bool { return s.ready || s.server.ended }); !s.ready {
+		return s.unready()
+	}
+	s.launcher.say("go")
+	if s.until(func() bool { return s.running }); s.running {
+		s.front.say("started")
+		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
+	}
+	s.until(func() bool { return false })
+	if s.launcher.ended {
+		s.tellEnd()
+	}
+	s.clear()
+	return code(s.launcher.status), nil
+}
+
+// start starts this binary in a role.
+func (s *supervisor) start(r Role) (*child, error) {
+	return start(s.Binary, func(control int) []string { return s.Args(r, control) }, os.Environ(), nil)
+}
+
+func (s *supervisor) launch() (err error) {
+	s.prepared, s.failed, s.running = false, false, false
+	s.launcher, err = s.start(Launching)
+	return err
+}
+
+// unready is the status where the command was never started: that of the process
+// that failed and has said why.
+func (s *supervisor) unready() (int, error) {
+	for _, c := range []*child{s.server, s.launcher} {
+		if c != nil && c.ended && c.status.Exited() && c.status.ExitStatus() != 0 {
+			return c.status.ExitStatus(), nil
+		}
+	}
+	for _, c := range []*child{s.server, s.launcher} {
+		if c != nil && c.ended && !s.stopping && !(c.status.Signaled() && stops(int(c.status.Signal()))) {
+			return 0, fmt.Errorf("a process ended before the command was started: status %d", code(c.status))
+		}
+	}
+	return 0, ErrStopped
+}
+
+// ErrStopped says that somebody wanted it to end before the command ran.
+var ErrStopped = fmt.Errorf("stopped before the command was started")
+
+func stops(n int) bool {
+	switch syscall.Signal(n) {
+	case unix.SIGTERM, unix.SIGINT, unix.SIGQUIT:
+		return true
+	}
+	return false
+}
+
+// until waits for what f tells, or the end of the launcher or command, or the
+// front's end.
+func (s *supervisor) until(f func() bool) {
+	for !f() && !s.launcher.ended && !s.gone {
+		s.step()
+	}
+}
+
+// step waits for one thing to happen and notes it.
+func (s *supervisor) step() {
+	var server, launcher <-chan string
+	if s.server != nil {
+		server = s.server.lines
+	}
+	if s.launcher != nil {
+		launcher = s.launcher.lines
+	}
+	select {
+	case line, ok := <-s.front.lines:
+		if !ok {
+			s.front.lines, s.gone = nil, true
+			return
+		}
+		s.signal(line)
+	case line, ok := <-server:
+		if !ok {
+			s.server.lines = nil
+		}
+		s.answer(line)
+	case line, ok := <-launcher:
+		switch {
+		case !ok:
+			// Closed by the exec, or by its end.
+			s.launcher.lines = nil
+			s.reap.reap(s.server, s.launcher)
+			s.running = s.prepared && !s.failed && !s.launcher.ended
+		case line == "prepared":
+			s.prepared = true
+		case line == "failed":
+			s.failed = true
+		}
+	case <-s.reap.wake:
+		before := s.server != nil && s.server.ended
+		s.reap.reap(s.server, s.launcher)
+		if s.running && !before && s.server.ended {
+			s.serverEnded()
+		}
+	}
+}
+
+// answer is what the server says.
+func (s *supervisor) answer(line string) {
+	if line == "ready" {
+		s.ready = true
+	}
+}
+
+// serverEnded notes that there is no more to be read: as it should be for a
+// mount over a file, else for the worse. The command may have had it all.
+func (s *supervisor) serverEnded() {
+	level := slog.LevelInfo
+	if code(s.server.status) != 0 {
+		level = slog.LevelError
+	}
+	s.Tell(level, "server-ended", slog.Int("status", code(s.server.status)))
+}
+
+// signal passes on what the front got: "signal N", or "saw N" where the command
+// has had it too.
+func (s *supervisor) signal(line string) {
+	verb, number, _ := strings.Cut(line, " ")
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return
+	}
+	if stops(n) {
+		s.stopping = true
+	}
+	if verb != "signal" {
+		return
+	}
+	switch {
+	case s.running && !s.launcher.ended:
+		unix.Kill(s.launcher.pid, syscall.Signal(n))
+	case s.running:
+	case s.server != nil && !s.server.ended && (stops(n) || n == int(unix.SIGHUP)):
+		unix.Kill(s.server.pid, unix.SIGTERM)
+	case stops(n) && !s.launcher.ended:
+		unix.Kill(s.launcher.pid, unix.SIGTERM)
+	}
+}
+
+func (s *supervisor) tellEnd() {
+	ws := s.launcher.status
+	attrs := []slog.Attr{slog.Int("pid", s.launcher.pid), slog.Int("status", code(ws))}
+	if ws.Signaled() {
+		attrs = append(attrs, slog.String("signal", unix.SignalName(ws.Signal())))
+	}
+	s.Tell(slog.LevelInfo, "command-ended", attrs...)
+}
+
+// clear ends whatever the command left behind, and the command if it still is.
+func (s *supervisor) clear() {
+	except := 0
+	if s.server != nil {
+		except = s.server.pid
+	}
+	if n := killAll(s.reap, except, leftGrace, s.server, s.launcher); n > 0 && s.running {
+		s.Tell(slog.LevelWarn, "leftovers-ended", slog.Int("count", n))
+	}
+}
+
+// end takes everything down.
+func (s *supervisor) end() {
+	if s.launcher != nil {
+		s.launcher.close() // one that waits ends by it
+	}
+	s.clear()
+	if s.server == nil {
+		return
+	}
+	s.server.close() // it unmounts, zeroes and ends
+	for timeout := time.After(leftGrace); !s.server.ended; {
+		select {
+		case <-s.reap.wake:
+			s.reap.reap(s.server)
+		case <-timeout:
+			unix.Kill(s.server.pid, unix.SIGKILL)
+			return
+		}
+	}
+}
+
+// killAll ends all children but one: SIGTERM, and after the grace SIGKILL. What
+// they leave comes to us and is ended too. It returns how many there were.
+func killAll(r *reaper, except int, grace time.Duration, known ...*child) int {
+	asked := map[int]bool{}
+	kill, giveUp := time.After(grace), time.After(2*grace)
+	force := false
+	for {
+		r.reap(known...)
+		left := ownChildren(except)
+		if len(left) == 0 {
+			return len(asked)
+		}
+		for _, pid := range left {
+			if force {
+				unix.Kill(pid, unix.SIGKILL)
+			} else if !asked[pid] {
+				unix.Kill(pid, unix.SIGTERM)
+			}
+			asked[pid] = true
+		}
+		select {
+		case <-r.wake:
+		case <-kill:
+			force = true
+		case <-giveUp:
+			return len(asked) // one hangs in the kernel
+		}
+	}
+}
+
+// A Served is the server's link to its supervisor.
+type Served struct{ link *link }
+
+// NewServed takes the inherited descriptor.
+func NewServed(control int) (*Served, error) {
+	l, err := newLink(control)
+	return &Served{l}, err
+}
+
+// Ready says that the mount is ready.
+func (s *Served) Ready() { s.link.say("ready") }
+
+// Wait returns when the supervisor is gone, or wants the server to be.
+func (s *Served) Wait() {
+	for range s.link.lines {
+	}
+}
