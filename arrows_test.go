@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 		"oncefs/internal/policy", "oncefs/internal/supervisor"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
-	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase"},
+	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase", "oncefs/internal/sandbox"},
 	"oncefs/internal/policy":     {"oncefs/internal/process"},
 	"oncefs/crypto":              {},
 	"oncefs/internal/once":       {},

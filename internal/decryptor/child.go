@@ -43,7 +43,7 @@ func Main(args []string) int {
 		inputs = append(inputs, os.NewFile(uintptr(filesFD+i), "file "+strconv.Itoa(i)))
 	}
 	// From here on hostile bytes are parsed: nothing more to open or reach.
-	if err := sandbox.Decryptor(); err != nil {
+	if err := sandbox.Decryptor(args[2] == fromTerminal); err != nil {
 		return 1
 	}
 	var passphrase []byte

@@ -243,7 +243,7 @@ func TestM2_CancelKillsTheChild(t *testing.T) {
 
 // forbidden puts the sandbox on and tries one act.
 func forbidden(act string) int {
-	if err := sandbox.Decryptor(); err != nil {
+	if err := sandbox.Decryptor(false); err != nil {
 		fmt.Println(err)
 		return 1
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,10 @@ func NewRemover(how How, path string) (*Remover, error) {
 	}
 	return r, nil
 }
+
+// Alone tells that Remove starts no program: fusermount3 unmounts for a user who
+// may not.
+func (r *Remover) Alone() bool { return r.how == Unlink || os.Geteuid() == 0 }
 
 // Remove takes the mount off. It may be called again, and when the mount is
 // gone already. Once it has succeeded it does nothing more: a file that

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -26,13 +27,14 @@ const (
 func Layers() []Layer { return []Layer{Undumpable, NoPrivileges, Landlock, Seccomp} }
 
 // serving is what the serving process needs beside the runtime: to answer a FUSE
-// device through a pipe, to read the files under the mount by a descriptor, to
-// leave its session once, and to wait for its children.
-var serving = []string{
-	"splice", "openat2", "readlinkat", "getdents64", "fstatfs",
-	"setsid", "dup3", "wait4", "waitid", "pidfd_send_signal", "kill",
-	"getuid", "geteuid", "getgid", "getegid", "getppid",
-}
+// device through a pipe, to know its user, to leave its session once, and to wait
+// for its children.
+var serving = []string{"splice", "geteuid", "setsid", "dup3", "wait4", "waitid"}
+
+// reading is what the files under the mount take: openat2 below a descriptor,
+// and readlinkat of a link that is open already. Their paths lie in memory, where
+// a filter cannot look; it is Landlock that keeps them under the mount.
+var reading = []string{"openat2", "readlinkat", "getdents64", "fstatfs"}
 
 // Server is put on by the process that holds the secret, when it is mounted. It
 // may go on reading the directory under, which may be nil; nothing else can be
@@ -63,8 +65,11 @@ func Server(under *os.File) (on []Layer, err error) {
 		return on, nil
 	}
 	// An unforeseen call fails and does not kill: a dead server is a dead mount.
-	names := append(append([]string{}, serving...), goRuntime...)
-	if err := allowOnly(names, seccomp.ActionErrno); err != nil {
+	names := serving
+	if under != nil {
+		names = append(append([]string{}, serving...), reading...)
+	}
+	if err := allowOnly(names, nil, seccomp.ActionErrno); err != nil {
 		return on, err
 	}
 	return append(on, Seccomp), nil
@@ -119,9 +124,22 @@ func fileRights(version int) uint64 {
 	return rights
 }
 
-// dropCapabilities gives up every capability of every thread.
-func dropCapabilities() error {
-	if err := cap.NewSet().SetProc(); err != nil {
+// dropCapabilities gives up every capability of every thread but those named.
+// The bounding set is left: it says what a started program could get, and with
+// no_new_privs that is nothing.
+func dropCapabilities(but ...cap.Value) error {
+	keep := cap.NewSet()
+	if len(but) > 0 {
+		have := cap.GetProc()
+		for _, c := range but {
+			if on, err := have.GetFlag(cap.Permitted, c); err == nil && on {
+				if err := errors.Join(keep.SetFlag(cap.Permitted, true, c), keep.SetFlag(cap.Effective, true, c)); err != nil {
+					return fmt.Errorf("capabilities: %w", err)
+				}
+			}
+		}
+	}
+	if err := keep.SetProc(); err != nil {
 		return fmt.Errorf("capset: %w", err)
 	}
 	return nil

@@ -25,6 +25,7 @@ import (
 	"oncefs/internal/erase"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/process"
+	"oncefs/internal/sandbox"
 )
 
 // Command is the first argument that makes the binary the warden.
@@ -350,6 +351,10 @@ func Main(args []string) int {
 			release.answer(failed(err))
 			return 1
 		}
+	}
+	if err := sandbox.Warden(remover.Alone()); err != nil {
+		release.answer(failed(err))
+		return 1
 	}
 	release.answer(answer{})
 	go lookup.serve(func(q question) answer {
