@@ -118,7 +118,40 @@ type reading struct {
 const firstUnder fuse.NodeID = 1 << 32
 
 // Mount mounts and does not serve yet. The mount helper must be in PATH.
-func Mount(o Options) (_ *Server, err error) {
+func Mount(o Options) (*Server, error) {
+	s, err := newServer(o)
+	if err != nil {
+		return nil, err
+	}
+	options := []fuse.MountOption{
+		fuse.FSName("oncefs"),
+		fuse.Subtype("oncefs"),
+		// The kernel refuses changes by itself; what reaches us all the same is
+		// refused too.
+		fuse.ReadOnly(),
+		// The kernel checks modes, owners and groups: it knows the groups of the
+		// asking process, we would have to look them up.
+		fuse.DefaultPermissions(),
+		fuse.MaxReadahead(secretmem.MaxSend),
+		// Release is a background request: it must not queue behind read-ahead.
+		fuse.MaxBackground(1024),
+	}
+	if o.AllowOther {
+		options = append(options, fuse.AllowOther())
+	}
+	conn, err := fuse.Mount(o.Path, options...)
+	if err == nil {
+		err = s.attach(conn)
+	}
+	if err != nil {
+		s.closeDescriptors()
+		return nil, err
+	}
+	return s, nil
+}
+
+// newServer makes a server that has no kernel to talk to yet.
+func newServer(o Options) (_ *Server, err error) {
 	if (o.Under == nil) != (o.Release != nil) || o.Under == nil && len(o.Files) != 1 {
 		return nil, errors.New("one file to mount over a file, or a directory to mount over")
 	}
@@ -149,35 +182,17 @@ func Mount(o Options) (_ *Server, err error) {
 	if s.pipe, err = secretmem.NewPipe(); err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			s.closeDescriptors()
-		}
-	}()
-	options := []fuse.MountOption{
-		fuse.FSName("oncefs"),
-		fuse.Subtype("oncefs"),
-		// The kernel refuses changes by itself; what reaches us all the same is
-		// refused too.
-		fuse.ReadOnly(),
-		// The kernel checks modes, owners and groups: it knows the groups of the
-		// asking process, we would have to look them up.
-		fuse.DefaultPermissions(),
-		fuse.MaxReadahead(secretmem.MaxSend),
-		// Release is a background request: it must not queue behind read-ahead.
-		fuse.MaxBackground(1024),
-	}
-	if o.AllowOther {
-		options = append(options, fuse.AllowOther())
-	}
-	if s.conn, err = fuse.Mount(o.Path, options...); err != nil {
-		return nil, err
-	}
+	return s, nil
+}
+
+// attach takes the kernel's end of a mount.
+func (s *Server) attach(conn *fuse.Conn) (err error) {
+	s.conn = conn
 	if s.devFD, err = deviceOf(s.conn); err != nil {
-		return nil, err
+		return err
 	}
 	s.dev = os.NewFile(uintptr(s.devFD), "/dev/fuse")
-	return s, nil
+	return nil
 }
 
 // deviceOf duplicates the connection's descriptor, which the library keeps to
@@ -252,7 +267,7 @@ func (s *Server) loop() (stopped bool, _ error) {
 		var req fuse.Request
 		var err error
 		ended := dev.Read(func(uintptr) bool {
-			req, err = s.conn.ReadRequest()
+			req, err = s.readRequest()
 			return !errors.Is(err, unix.EAGAIN)
 		})
 		switch {
@@ -267,14 +282,25 @@ func (s *Server) loop() (stopped bool, _ error) {
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 			// Interrupted, or the request was withdrawn: there may be others.
 		default:
-			var errno unix.Errno
-			if errors.As(err, &errno) {
-				return false, fmt.Errorf("read from the FUSE device: %w", err)
-			}
-			// A request that makes no sense was dropped; its sender is the kernel.
-			s.failed(err)
+			return false, fmt.Errorf("read from the FUSE device: %w", err)
 		}
 	}
+}
+
+// errNonsense is a message that the library could not even refuse.
+var errNonsense = errors.New("a message makes no sense")
+
+// readRequest reads the next request. One that makes no sense is an error that
+// ends the connection: it cannot be answered, for the library does not tell which
+// it was, and who sent it would wait for ever. The library trusts the kernel in
+// places, and would panic.
+func (s *Server) readRequest() (req fuse.Request, err error) {
+	defer func() {
+		if recover() != nil {
+			req, err = nil, errNonsense
+		}
+	}()
+	return s.conn.ReadRequest()
 }
 
 func (s *Server) failed(err error) {

@@ -181,10 +181,14 @@ func (s *Server) openUnder(r *fuse.OpenRequest, path string) {
 	r.Respond(&fuse.OpenResponse{Handle: s.addHandle(f)})
 }
 
+// maxRead is the most that one read of a file under the mount is answered with;
+// the kernel asks for no more than a megabyte (FUSE_MAX_MAX_PAGES).
+const maxRead = 1 << 20
+
 func (s *Server) readUnder(r *fuse.ReadRequest, h any) {
 	switch h := h.(type) {
 	case *os.File:
-		buf := make([]byte, r.Size)
+		buf := make([]byte, min(r.Size, maxRead))
 		n, err := unix.Pread(int(h.Fd()), buf, r.Offset)
 		if err != nil {
 			r.RespondError(errno(err))
