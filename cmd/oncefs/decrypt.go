@@ -43,10 +43,8 @@ func (c *decryptCmd) Run(e *env) error {
 	switch {
 	case c.Output == "" && !c.TTY && term.IsTerminal(int(os.Stdout.Fd())):
 		return errTerminal
-	case c.Output != "" && !c.Force:
-		if _, err := os.Lstat(c.Output); err == nil {
-			return &fs.PathError{Op: "write", Path: c.Output, Err: errExists}
-		} else if !errors.Is(err, fs.ErrNotExist) {
+	case c.Output != "":
+		if err := c.mayWrite(); err != nil {
 			return err
 		}
 	}
@@ -77,6 +75,25 @@ func (c *decryptCmd) Run(e *env) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write to standard output: %w", err)
+	}
+	return nil
+}
+
+// mayWrite refuses to replace a file without being told to, and anything else,
+// such as a device, even so.
+func (c *decryptCmd) mayWrite() error {
+	info, err := os.Lstat(c.Output)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !c.Force {
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errExists}
+	}
+	if !info.Mode().IsRegular() {
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errNotRegular}
 	}
 	return nil
 }

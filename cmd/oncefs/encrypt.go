@@ -108,7 +108,7 @@ func (c *encryptCmd) mayWrite() error {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return &fs.PathError{Op: "write", Path: c.Output, Err: errors.New("is not a regular file")}
+		return &fs.PathError{Op: "write", Path: c.Output, Err: errNotRegular}
 	}
 	if in, err := os.Stat(c.File); err == nil && os.SameFile(in, info) {
 		return &fs.PathError{Op: "write", Path: c.Output, Err: errors.New("is the file to encrypt")}

@@ -68,21 +68,23 @@ func (e *exit) hint(err error) string {
 
 // errors of this package
 var (
-	errNoEncrypted   = errors.New("there is no encrypted file")
-	errAmbiguous     = errors.New("there are two encrypted files of that name, and they differ")
-	errNoPassphrase  = errors.New("there is no passphrase file and no terminal to ask at")
-	errOutput        = errors.New("is there already and is not an OpenPGP message")
-	errTerminal      = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
-	errExists        = errors.New("is there already")
-	errStopped       = errors.New("stopped before it was ready")
-	errNotFit        = errors.New("the options do not fit together")
-	errRequired      = errors.New("a required protection is not to be had here")
-	errLinkedWithC   = errors.New("this binary is linked with C and could not give up its privileges in every thread")
-	errBecome        = errors.New("give up privileges")
-	errMissing       = errors.New("there is no such command")
-	errNotExecutable = errors.New("the command cannot be executed")
-	errNoCommand     = errors.New("no command was given")
-	errSelfCheck     = errors.New("the mount does not show what it should")
+	errNoEncrypted    = errors.New("there is no encrypted file")
+	errAmbiguous      = errors.New("there are two encrypted files of that name, and they differ")
+	errNoPassphrase   = errors.New("there is no passphrase file and no terminal to ask at")
+	errOutput         = errors.New("is there already and is not an OpenPGP message")
+	errTerminal       = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
+	errExists         = errors.New("is there already")
+	errStopped        = errors.New("stopped before it was ready")
+	errNotFit         = errors.New("the options do not fit together")
+	errRequired       = errors.New("a required protection is not to be had here")
+	errLinkedWithC    = errors.New("this binary is linked with C and could not give up its privileges in every thread")
+	errBecome         = errors.New("give up privileges")
+	errMissing        = errors.New("there is no such command")
+	errNotExecutable  = errors.New("the command cannot be executed")
+	errNoCommand      = errors.New("no command was given")
+	errSelfCheck      = errors.New("the mount does not show what it should")
+	errPassphraseFile = errors.New("the passphrase file cannot be used")
+	errNotRegular     = errors.New("is there already and is not a regular file")
 )
 
 func as[T error](err error) bool {
@@ -96,7 +98,7 @@ var exits = []exit{
 		as: as[*erase.RemoveError],
 		hints: map[error]string{
 			unix.EROFS:        "copy it from the read-only volume to a memory emptyDir first and name the copy, or keep it with --keep-passphrase",
-			erase.ErrSymlink:  "name the file itself; a Kubernetes Secret volume is made of links: copy the key to a memory emptyDir first",
+			erase.ErrSymlink:  "name the file itself; a Kubernetes Secret volume is made of links: copy the key to a memory emptyDir first (or leave it with --keep-passphrase)",
 			erase.ErrHardLink: "remove the other name, or keep the file with --keep-passphrase",
 			unix.EPERM:        "take away its immutable attribute (chattr -i), or keep it with --keep-passphrase",
 		},
@@ -106,9 +108,12 @@ var exits = []exit{
 	{code: exitAmbiguous, meaning: "a relative --enc names two files that differ", is: []error{errAmbiguous},
 		advice: "name one of them by its absolute path"},
 	{code: exitPassphrase, meaning: "there is no passphrase, or it cannot be used",
-		is: []error{errNoPassphrase, decryptor.ErrNoTerminal, erase.ErrNoRegular}, as: as[decryptor.PassphraseFault],
+		is: []error{errNoPassphrase, errPassphraseFile, decryptor.ErrNoTerminal}, as: as[decryptor.PassphraseFault],
 		hints: map[error]string{
-			decryptor.ErrEmpty: "the passphrase is the first line of its file; it may not be empty",
+			fs.ErrPermission:      "this user may not read it: look at its owner and mode",
+			decryptor.ErrMismatch: "type the same passphrase twice",
+			decryptor.ErrTooLong:  "a passphrase has at most 4096 bytes; is it the right file?",
+			decryptor.ErrEmpty:    "the passphrase is the first line of its file; it may not be empty",
 		},
 		advice: "name the file with --passphrase-file, or run it at a terminal to be asked"},
 	{code: exitWrong, meaning: "the passphrase is wrong (damage to the first bytes looks the same)", is: []error{crypto.ErrWrongPassphrase},
@@ -173,10 +178,15 @@ var exits = []exit{
 			errBecome: "to become another user takes root, or CAP_SETUID and CAP_SETGID; to keep a capability takes having it",
 		},
 		advice: "oncefs COMMAND --help explains the options"},
-	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck, fs.ErrPermission},
+	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck},
 		advice: "in a container, mounting takes CAP_SYS_ADMIN and /dev/fuse; elsewhere a user who is not root needs fusermount3 (Debian package fuse3)"},
 	{code: exitOther, meaning: "anything else",
-		hints: map[error]string{errLinkedWithC: "build it with make build, or with CGO_ENABLED=0"}},
+		hints: map[error]string{
+			errLinkedWithC:   "build it with make build, or with CGO_ENABLED=0",
+			fs.ErrPermission: "this user may not do that: look at owner and mode of the file and of its directory",
+			unix.ENOSPC:      "the disk is full; what was there before is there as it was",
+			unix.EDQUOT:      "the quota is full; what was there before is there as it was",
+		}},
 }
 
 var errMount = errors.New("mount")

@@ -408,7 +408,7 @@ func (m *mounting) openPassphrase() error {
 		if as[*erase.RemoveError](err) {
 			return fmt.Errorf("passphrase file: %w", err)
 		}
-		return fmt.Errorf("%w: %w", errNoPassphrase, err)
+		return fmt.Errorf("%w: %w", errPassphraseFile, err)
 	}
 	m.passphrase = p
 	if p.Exposed {

@@ -43,7 +43,7 @@ func openPassphrase(e *env, path string) (*source, error) {
 	}
 	f, err := erase.Open(path, false)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
+		return nil, fmt.Errorf("%w: %w", errPassphraseFile, err)
 	}
 	if f.Exposed {
 		e.warn(path+" can be read by others", "chmod 600 "+path)

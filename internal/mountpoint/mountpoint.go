@@ -275,6 +275,9 @@ func detach(path string) error {
 // Unmount takes a mount of ours off the target, dead or alive.
 func Unmount(target string) error {
 	real, err := Real(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "unmount", Path: target, Err: ErrNotMounted}
+	}
 	if err != nil {
 		return err
 	}
@@ -298,6 +301,9 @@ func Unmount(target string) error {
 // daemon is alive.
 func Mounted(target string) (path string, mounted, alive bool, err error) {
 	real, err := Real(target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return target, false, false, nil
+	}
 	if err != nil {
 		return "", false, false, err
 	}
