@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZTIME ?= 5s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo deps test unit integration fuzz race attack cost clean
+.PHONY: help build demo deps test unit integration man fuzz race attack cost clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ integration: build ## the built binary on real mounts, as root and as a plain us
 
 race: build ## 200 readers race for one file, 100 rounds, also with GOMAXPROCS=1
 	ONCEFS_ROUNDS=100 ci/integration -test.run TestC3_Race
+
+man: ## write docs/man and the README's usage text anew
+	$(GO) test -count=1 -run 'TestManPage|TestReadme' ./cmd/oncefs -update
 
 fuzz: ## every fuzz target for FUZZTIME
 	ci/fuzz $(FUZZTIME)

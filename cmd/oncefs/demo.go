@@ -21,7 +21,10 @@ type demoCmd struct{}
 func (demoCmd) Help() string {
 	return `Makes a temporary directory, encrypts a sample in it, mounts it, reads it twice,
 shows the events, unmounts and leaves nothing. As root it needs no package at
-all; another user needs fusermount3 (Debian: fuse3).`
+all; another user needs fusermount3 (Debian: fuse3).
+
+Examples:
+  oncefs demo`
 }
 
 // internalRead makes the binary a reader for the demo, where there is no cat.

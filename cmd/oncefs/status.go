@@ -27,6 +27,11 @@ func (statusCmd) Help() string {
 	return `Asking never claims or consumes anything. Only root and the user who mounted
 are told.
 
+Examples:
+  oncefs status /config
+  oncefs status /config --json | jq -r '.files[].state'
+  oncefs status /config >/dev/null && echo "nobody has read it yet"
+
 Exit status: 0 ready and something is still to be read, 90 a reader has what is
 left open, 91 all is spent, 92 no live oncefs is mounted there or it is not ready.`
 }

@@ -7,6 +7,14 @@ var version = "development"
 
 type versionCmd struct{}
 
+// Help is shown below the options.
+func (versionCmd) Help() string {
+	return `The first line is the version; the others are what it was built with and from.
+
+Examples:
+  oncefs version`
+}
+
 func (versionCmd) Run(e *env) error {
 	e.printf("oncefs %s\n", version)
 	if info, ok := debug.ReadBuildInfo(); ok {
