@@ -6,9 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -29,6 +32,7 @@ func script(t *testing.T, command string) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
+			env.Defer(func() { unmountBelow(env.WorkDir) })
 			home := filepath.Join(env.WorkDir, ".home")
 			dir := filepath.Join(env.WorkDir, ".bin")
 			env.Setenv("HOME", home)
@@ -45,11 +49,13 @@ func script(t *testing.T, command string) {
 			return false, errors.New("unknown condition")
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits":   exits,
-			"gpg":     gpg,
-			"corrupt": corrupt,
-			"mode":    mode,
-			"files":   onlyFiles,
+			"exits":     exits,
+			"gpg":       gpg,
+			"corrupt":   corrupt,
+			"mode":      mode,
+			"files":     onlyFiles,
+			"unmounted": unmounted,
+			"deserted":  deserted,
 		},
 	})
 }
@@ -119,6 +125,61 @@ func onlyFiles(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%s holds %v, not %s", args[0], got, want)
 	}
 }
+
+// unmounted PATH checks that nothing of ours is mounted there.
+func unmounted(ts *testscript.TestScript, neg bool, args []string) {
+	for _, m := range mountsBelow(ts.MkAbs(args[0])) {
+		ts.Fatalf("%s is mounted", m)
+	}
+}
+
+// mountsBelow lists the mounts at or below a path, the innermost first.
+func mountsBelow(path string) (below []string) {
+	mounts, _ := os.ReadFile("/proc/self/mounts")
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 2 && (f[1] == path || strings.HasPrefix(f[1], path+"/")) {
+			below = append([]string{f[1]}, below...)
+		}
+	}
+	return below
+}
+
+// unmountBelow takes away what a script that failed half-way has left.
+func unmountBelow(path string) {
+	for _, m := range mountsBelow(path) {
+		exec.Command("fusermount3", "-u", "-z", m).Run()
+		syscall.Unmount(m, 2 /* MNT_DETACH */)
+	}
+}
+
+// deserted PATH waits until no process names the path in its command line, or
+// is in it, and checks that nothing is mounted there.
+func deserted(ts *testscript.TestScript, neg bool, args []string) {
+	path := ts.MkAbs(args[0])
+	unmounted(ts, false, args)
+	uses := func() (who string) {
+		procs, _ := filepath.Glob("/proc/[0-9]*")
+		for _, p := range procs {
+			line, _ := os.ReadFile(p + "/cmdline")
+			cwd, _ := os.Readlink(p + "/cwd")
+			if strings.Contains(string(line), path) || strings.HasPrefix(cwd+"/", path+"/") {
+				who = p + " " + strings.ReplaceAll(string(line), "\x00", " ")
+			}
+		}
+		return who
+	}
+	for deadline := time.Now().Add(time.Minute); uses() != ""; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s is used by %s", path, uses())
+		}
+	}
+}
+
+func TestC21_Mount(t *testing.T)        { script(t, "mount") }
+func TestC22_Encrypt(t *testing.T)      { script(t, "encrypt") }
+func TestC19_UmountStatus(t *testing.T) { script(t, "umount") }
+func TestVersion(t *testing.T)          { script(t, "version") }
+func TestDemo(t *testing.T)             { script(t, "demo") }
 
 func TestC23_Decrypt(t *testing.T) { script(t, "decrypt") }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,7 +52,7 @@ func refused(t testing.TB, d *rig.Dir, code int, args ...string) rig.Result {
 
 func refusedCommand(t testing.TB, d *rig.Dir, code int, cmd *exec.Cmd) rig.Result {
 	t.Helper()
-	was := snapshot(t, d)
+	was, there := snapshot(t, d), rig.Leftovers()
 	r := rig.Exec(t, cmd)
 	if r.Code != code {
 		t.Fatalf("%v: exit %d, want %d\n%s", cmd.Args[1:], r.Code, code, r.Err)
@@ -79,7 +80,7 @@ func refusedCommand(t testing.TB, d *rig.Dir, code int, cmd *exec.Cmd) rig.Resul
 		}
 	}
 	for _, left := range rig.Leftovers() {
-		if strings.Contains(left, d.Path) && !strings.HasPrefix(left, d.Path) {
+		if strings.Contains(left, d.Path) && !strings.HasPrefix(left, d.Path) && !slices.Contains(there, left) {
 			t.Errorf("left behind: %s", left)
 		}
 	}
@@ -380,4 +381,38 @@ func TestM1_MemlockTooSmall(t *testing.T) {
 			t.Errorf("it does not say %q: %s", word, r.Err)
 		}
 	}
+}
+
+// What does the mount fails: its words are passed on, and all is as it was.
+func TestC21_MountFails(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	os.Mkdir(filepath.Join(d.Path, "bin"), 0o755)
+	helper := d.Write("bin/fusermount3", []byte("#!/bin/sh\necho 'fusermount3: not today' >&2\nexit 1\n"))
+	os.Chmod(helper, 0o755)
+	c := exec.Command(rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass)
+	c.Env = append(os.Environ(), "PATH="+filepath.Dir(helper)+":/usr/bin:/bin")
+	if r := refusedCommand(t, d, 13, c); !strings.Contains(r.Err, "not today") {
+		t.Errorf("it does not pass on why: %s", r.Err)
+	}
+	if os.Geteuid() != 0 {
+		return
+	}
+	// Root that may not mount, without fusermount3.
+	c = exec.Command("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin", rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass)
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Path, c.Env = setpriv, []string{"PATH=" + d.Path}
+	if r := refusedCommand(t, d, 13, c); !strings.Contains(r.Err, "CAP_SYS_ADMIN") {
+		t.Errorf("it does not name the capability: %s", r.Err)
+	}
+}
+
+// On a kernel without secret memory, --require refuses.
+func TestM1_RequireSecretmem(t *testing.T) {
+	rig.Need(t, "strace", "strace")
+	d := rig.NewDir(t, []byte(content))
+	refusedCommand(t, d, 51, exec.Command("strace", "-f", "-o", "/dev/null", "-e", "inject=memfd_secret:error=ENOSYS",
+		rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass, "--require", "secretmem"))
 }
