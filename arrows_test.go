@@ -44,7 +44,7 @@ func packages(t *testing.T) []pkg {
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
 		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
-		"oncefs/internal/policy", "oncefs/internal/supervisor"},
+		"oncefs/internal/policy", "oncefs/internal/supervisor", "oncefs/internal/private"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase", "oncefs/internal/sandbox"},
@@ -57,6 +57,7 @@ var arrows = map[string][]string{
 	"oncefs/internal/erase":      {},
 	"oncefs/internal/process":    {},
 	"oncefs/internal/supervisor": {},
+	"oncefs/internal/private":    {"oncefs/internal/sandbox"},
 }
 
 func TestRoomsKeepTheirArrows(t *testing.T) {
@@ -99,6 +100,9 @@ var words = map[string]string{
 	"unix.PR_SET_DUMPABLE":                          "oncefs/internal/sandbox",
 	"unix.PR_SET_NO_NEW_PRIVS":                      "oncefs/internal/sandbox",
 	"unix.PR_SET_CHILD_SUBREAPER":                   "oncefs/internal/supervisor",
+	"unix.Fsopen":                                   "oncefs/internal/private",
+	"unix.MoveMount":                                "oncefs/internal/private",
+	"go.yaml.in/yaml/v4":                            "oncefs/cmd/oncefs",
 	"os.Exit":                                       "oncefs/cmd/oncefs",
 }
 

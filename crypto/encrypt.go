@@ -57,13 +57,26 @@ func (p Profile) config() (*packet.Config, error) {
 // Encrypt reads src to its end and writes it to dst as one armored message.
 // What dst got is a message only if no error came back.
 func Encrypt(dst io.Writer, src io.Reader, passphrase []byte, p Profile) error {
-	config, err := p.config()
+	return EncryptAs(dst, src, passphrase, Format{Profile: p})
+}
+
+// EncryptAs is Encrypt in a given format.
+func EncryptAs(dst io.Writer, src io.Reader, passphrase []byte, f Format) error {
+	config, err := f.Profile.config()
 	if err != nil {
 		return err
 	}
-	text, err := armor.Encode(dst, messageType, nil)
-	if err != nil {
-		return err
+	if a := config.S2KConfig.Argon2Config; a != nil {
+		a.NumberOfPasses = max(a.NumberOfPasses, f.passes)
+		a.Memory = max(a.Memory, 1<<f.exponent)
+	}
+	text := dst
+	var armored io.WriteCloser
+	if !f.Binary {
+		if armored, err = armor.Encode(dst, messageType, nil); err != nil {
+			return err
+		}
+		text = armored
 	}
 	// Neither name nor time of the plaintext goes into the message.
 	plain, err := openpgp.SymmetricallyEncrypt(text, passphrase, &openpgp.FileHints{IsBinary: true}, config)
@@ -73,10 +86,10 @@ func Encrypt(dst io.Writer, src io.Reader, passphrase []byte, p Profile) error {
 	if _, err := io.Copy(plain, src); err != nil {
 		return err
 	}
-	if err := plain.Close(); err != nil {
+	if err := plain.Close(); err != nil || armored == nil {
 		return err
 	}
-	if err := text.Close(); err != nil {
+	if err := armored.Close(); err != nil {
 		return err
 	}
 	_, err = io.WriteString(dst, "\n")

@@ -206,3 +206,5 @@ func TestC23_DecryptLarge(t *testing.T) {
 		}
 	}
 }
+
+func TestEdit(t *testing.T) { script(t, "edit") }

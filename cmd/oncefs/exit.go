@@ -11,6 +11,7 @@ import (
 	"oncefs/internal/decryptor"
 	"oncefs/internal/erase"
 	"oncefs/internal/mountpoint"
+	"oncefs/internal/private"
 	"oncefs/internal/secretmem"
 	"oncefs/internal/supervisor"
 )
@@ -35,10 +36,14 @@ const (
 	exitMemory      = 50
 	exitRequired    = 51
 	exitChild       = 52
+	exitPrivate     = 53
 	exitStopped     = 60
 	exitOutput      = 61
 	exitTerminal    = 62
 	exitExists      = 63
+	exitGivenUp     = 64
+	exitChanged     = 65
+	exitNotReplaced = 66
 	exitUsage       = 80
 	exitClaimed     = 90
 	exitSpent       = 91
@@ -85,6 +90,11 @@ var (
 	errSelfCheck      = errors.New("the mount does not show what it should")
 	errPassphraseFile = errors.New("the passphrase file cannot be used")
 	errNotRegular     = errors.New("is there already and is not a regular file")
+	errNoEditor       = errors.New("there is no editor: neither $VISUAL nor $EDITOR is set, and there is no editor and no vi")
+	errGivenUp        = errors.New("the edit was not accepted; the file is as it was")
+	errChanged        = errors.New("was changed by somebody else meanwhile; theirs is left as it is")
+	errNotReplaced    = errors.New("could not be replaced")
+	errSeveral        = errors.New("others can open it, with another passphrase or a key, and could not open what would replace it")
 )
 
 func as[T error](err error) bool {
@@ -128,7 +138,8 @@ var exits = []exit{
 	{code: exitNotOpenPGP, meaning: "the file is not an OpenPGP message", is: []error{crypto.ErrNotOpenPGP},
 		advice: "encrypt it with oncefs encrypt, or with gpg --symmetric"},
 	{code: exitUnsupported, meaning: "the message is of a kind that is not read: a public key, another cipher, a signature",
-		is:     []error{crypto.ErrPublicKey, crypto.ErrUnsupported},
+		is:     []error{crypto.ErrPublicKey, crypto.ErrUnsupported, errSeveral},
+		hints:  map[error]string{errSeveral: "decrypt it with oncefs decrypt -o, and encrypt it anew for all who need it"},
 		advice: "encrypt it with a passphrase: oncefs encrypt, or gpg --symmetric --cipher-algo AES256"},
 	{code: exitTooLarge, meaning: "the content is larger than --max-size", is: []error{crypto.ErrTooLarge, secretmem.ErrTooLarge},
 		advice: "raise --max-size if the content is really that large"},
@@ -141,6 +152,14 @@ var exits = []exit{
 		advice: "boot with secretmem.enable=1 on Linux 5.14 or later, or do without --require secretmem"},
 	{code: exitChild, meaning: "the decrypting process died", is: []error{decryptor.ErrDied},
 		advice: "was it killed for want of memory? nothing was mounted and nothing was removed"},
+	{code: exitChanged, meaning: "edit, rekey: somebody else changed the encrypted file meanwhile; theirs is left as it is", is: []error{errChanged},
+		advice: "look at both (oncefs decrypt FILE) and bring them together"},
+	{code: exitNotReplaced, meaning: "edit, rekey: this user could not replace the encrypted file", is: []error{errNotReplaced},
+		advice: "own the file, and make its directory writable"},
+	{code: exitGivenUp, meaning: "edit: the editor failed, or what it left was not accepted; the file is as it was", is: []error{errGivenUp, errNoEditor},
+		hints: map[error]string{errNoEditor: "set EDITOR, for example EDITOR=nano"}},
+	{code: exitPrivate, meaning: "edit: there can be no private place in memory for the plaintext", is: []error{private.ErrUnavailable},
+		advice: "as root it takes CAP_SYS_ADMIN, as another user the right to make user namespaces (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, user.max_user_namespaces), and Linux 5.12"},
 	{code: exitMounted, meaning: "the target is an oncefs mount already", is: []error{mountpoint.ErrMounted},
 		advice: "unmount it first with oncefs umount TARGET, or ask it with oncefs status TARGET"},
 	{code: exitNotReady, meaning: "status, umount: no live oncefs is mounted there", is: []error{mountpoint.ErrNotMounted},

@@ -38,6 +38,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 			return decryptor.Main(args[2:])
 		case warden.Command:
 			return warden.Main(args[2:])
+		case internalEdit:
+			return editMain(args[2:], stdout, stderr)
 		case internalRead:
 			return readMain(args[2:], stdout, stderr)
 		}
@@ -140,6 +142,7 @@ type cli struct {
 	Status  statusCmd  `cmd:"" help:"Tell whether a mount is ready, and who has read it."`
 	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`
 	Decrypt decryptCmd `cmd:"" help:"Decrypt to standard output or a file."`
+	Edit    editCmd    `cmd:"" help:"Edit an encrypted file, in memory only."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 

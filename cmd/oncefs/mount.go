@@ -144,13 +144,18 @@ func (m *mountFlags) served(i int) (string, error) {
 		}
 		return name, nil
 	}
-	base := filepath.Base(m.Enc[i])
-	ext := filepath.Ext(base)
-	name := strings.TrimSuffix(base, ext)
-	if !slices.Contains([]string{".enc", ".gpg", ".pgp", ".asc"}, ext) || name == "" {
+	name, ok := servedName(filepath.Base(m.Enc[i]))
+	if !ok {
 		return "", fmt.Errorf("--enc %s does not end in .enc, .gpg, .pgp or .asc; say with --name what to serve it as", m.Enc[i])
 	}
 	return name, nil
+}
+
+// servedName is an encrypted file's name less its last extension.
+func servedName(base string) (name string, ok bool) {
+	ext := filepath.Ext(base)
+	name = strings.TrimSuffix(base, ext)
+	return name, slices.Contains([]string{".enc", ".gpg", ".pgp", ".asc"}, ext) && name != ""
 }
 
 func (m *mountCmd) Run(e *env) error {

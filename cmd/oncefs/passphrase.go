@@ -124,6 +124,23 @@ func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, er
 	return decryptChild(e, f, pass, max)
 }
 
+// decryptKnowing is decryptWith where the passphrase is known here already.
+func decryptKnowing(e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	// A passphrase is shorter than a pipe holds: this cannot wait.
+	line := append(append(make([]byte, 0, len(passphrase)+1), passphrase...), '\n')
+	_, err = w.Write(line)
+	clear(line)
+	if err = errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return decryptChild(e, f, decryptor.Passphrase{File: r}, max)
+}
+
 func decryptChild(e *env, f *os.File, pass decryptor.Passphrase, max size) (*secretmem.Buffer, error) {
 	store, err := secretmem.Open(false)
 	if err != nil {

@@ -3,7 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"os"
 	"strings"
+
+	"oncefs/internal/decryptor"
 )
 
 // tui holds every word to a person outside the event log. Errors are one line,
@@ -44,5 +47,43 @@ func (t *tui) failUsage(err error, command string) {
 		t.hint("oncefs --help lists the commands, oncefs COMMAND --help explains one")
 	} else {
 		t.hint("oncefs " + command + " --help explains it")
+	}
+}
+
+// askYes asks a person at the terminal; no answer is yes. asked is false where
+// there is nobody to ask.
+func askYes(question string) (yes, asked bool) {
+	tty, err := decryptor.OpenTerminal()
+	if err != nil {
+		return false, false
+	}
+	defer tty.Close()
+	for {
+		line, ok := readLine(tty, "oncefs: "+question+" [Y/n] ")
+		if !ok {
+			return false, false
+		}
+		switch strings.ToLower(line) {
+		case "", "y", "yes":
+			return true, true
+		case "n", "no":
+			return false, true
+		}
+	}
+}
+
+// readLine asks for a line at the terminal. It reads no further than its end.
+func readLine(tty *os.File, prompt string) (line string, ok bool) {
+	io.WriteString(tty, prompt)
+	var b [1]byte
+	for {
+		if n, err := tty.Read(b[:]); err != nil || n == 0 {
+			io.WriteString(tty, "\n")
+			return "", false
+		}
+		if b[0] == '\n' {
+			return strings.TrimSpace(line), true
+		}
+		line += string(b[:])
 	}
 }

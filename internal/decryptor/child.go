@@ -28,6 +28,9 @@ const maxData = 1 << 20
 // status; whatever went wrong was told through the pipe. Its heap holds
 // passphrase and plaintext, and dies with it.
 func Main(args []string) int {
+	if len(args) == 1 && args[0] == inspecting {
+		return inspectMain()
+	}
 	if len(args) != 3 {
 		return 1
 	}

@@ -60,22 +60,10 @@ func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphra
 	if pass.Terminal {
 		source = fromTerminal
 	}
-	cmd := exec.CommandContext(ctx, binary, Command, strconv.Itoa(len(files)), strconv.FormatInt(max, 10), source)
-	cmd.Args[0] = "oncefs"
-	cmd.Env = []string{} // it needs nothing of ours
-	// Its standard error goes nowhere: a crash report could hold anything.
-	cmd.ExtraFiles = append([]*os.File{theirs, pass.File}, files...)
-	// The child must not outlive us with a passphrase in its memory; if we die
-	// it is killed rather than left to find its pipe closed.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	// The signal comes when the thread that started it ends, so this goroutine
-	// keeps its thread until the child is gone.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	err = cmd.Start()
+	cmd, err := startChild(ctx, binary, append([]*os.File{theirs, pass.File}, files...), strconv.Itoa(len(files)), strconv.FormatInt(max, 10), source)
 	theirs.Close()
 	if err != nil {
-		return nil, fmt.Errorf("start the decrypting process: %w", err)
+		return nil, err
 	}
 
 	bufs := make([]*secretmem.Buffer, len(files))
@@ -87,7 +75,7 @@ func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphra
 		// Whatever it still wanted to say is of no use.
 		cmd.Process.Kill()
 	}
-	waited := cmd.Wait()
+	waited := cmd.wait()
 	switch {
 	case ctx.Err() != nil:
 		err = ctx.Err()
@@ -104,4 +92,33 @@ func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphra
 		err = errors.Join(err, b.Wipe())
 	}
 	return nil, err
+}
+
+// child is a running child. It must be waited for by the goroutine that started
+// it.
+type child struct{ *exec.Cmd }
+
+// startChild starts the child with open files from descriptor 3 on.
+func startChild(ctx context.Context, binary string, files []*os.File, args ...string) (*child, error) {
+	cmd := exec.CommandContext(ctx, binary, append([]string{Command}, args...)...)
+	cmd.Args[0] = "oncefs"
+	cmd.Env = []string{} // it needs nothing of ours
+	// Its standard error goes nowhere: a crash report could hold anything.
+	cmd.ExtraFiles = files
+	// The child must not outlive us with a passphrase in its memory; if we die
+	// it is killed rather than left to find its pipe closed.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	// The signal comes when the thread that started it ends, so this goroutine
+	// keeps its thread until the child is gone.
+	runtime.LockOSThread()
+	if err := cmd.Start(); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("start the decrypting process: %w", err)
+	}
+	return &child{cmd}, nil
+}
+
+func (c *child) wait() error {
+	defer runtime.UnlockOSThread()
+	return c.Wait()
 }

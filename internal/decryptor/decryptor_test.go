@@ -241,6 +241,30 @@ func TestM2_CancelKillsTheChild(t *testing.T) {
 	}
 }
 
+func TestM2_Inspect(t *testing.T) {
+	r, err := Inspect(t.Context(), "/proc/self/exe", message(t, []byte("x")))
+	if err != nil || !r.Armored || len(r.Passphrases) != 1 || r.Passphrases[0].Count != crypto.MaxS2KCount || r.Integrity != crypto.MDC {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := Inspect(t.Context(), "/proc/self/exe", file(t, []byte("user: app\n"))); !errors.Is(err, crypto.ErrNotOpenPGP) {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if _, err := Inspect(t.Context(), "/proc/self/exe", dir); !errors.Is(err, crypto.ErrRead) {
+		t.Fatal(err)
+	}
+	if _, err := Inspect(t.Context(), "/bin/true", message(t, []byte("x"))); !errors.Is(err, ErrDied) {
+		t.Fatal(err)
+	}
+	if _, err := Inspect(t.Context(), "/bin/echo", message(t, []byte("x"))); err == nil {
+		t.Fatal("a child that says something else was believed")
+	}
+}
+
 // forbidden puts the sandbox on and tries one act.
 func forbidden(act string) int {
 	if err := sandbox.Decryptor(false); err != nil {

@@ -110,11 +110,6 @@ func receive(fd int, bufs []*secretmem.Buffer) error {
 }
 
 func reported(h header, text []byte, files int) error {
-	for _, c := range text {
-		if c < ' ' || c > '~' {
-			return errProtocol
-		}
-	}
 	if h.kind == refuse {
 		p := PassphraseFault(h.fault)
 		if !p.known() {
@@ -122,15 +117,28 @@ func reported(h header, text []byte, files int) error {
 		}
 		return p
 	}
-	f := crypto.Fault(h.fault)
-	if !f.Known() || int64(h.file) >= int64(files) {
+	fault, err := faultOf(h.fault, text)
+	if err != nil || int64(h.file) >= int64(files) {
 		return errProtocol
 	}
-	var err error = f
-	if len(text) > 0 {
-		err = &crypto.Error{Fault: f, Detail: string(text)}
+	return &FileError{File: int(h.file), Err: fault}
+}
+
+// faultOf is a fault that the child told; what it says is for a terminal too.
+func faultOf(number byte, text []byte) (fault, protocol error) {
+	f := crypto.Fault(number)
+	if !f.Known() || len(text) > maxText {
+		return nil, errProtocol
 	}
-	return &FileError{File: int(h.file), Err: err}
+	for _, c := range text {
+		if c < ' ' || c > '~' {
+			return nil, errProtocol
+		}
+	}
+	if len(text) == 0 {
+		return f, nil
+	}
+	return &crypto.Error{Fault: f, Detail: string(text)}, nil
 }
 
 // A FileError says which of the files could not be had, counted from 0.

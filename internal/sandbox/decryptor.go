@@ -34,7 +34,7 @@ func Decryptor(asks bool) error {
 	}
 	for _, step := range []func() error{
 		Hide,
-		func() error { return dropCapabilities() },
+		DropCapabilities,
 		noNewPrivs,
 		noFiles,
 		func() error { return allowOnly(nil, conditions, seccomp.ActionKillProcess) },

@@ -46,7 +46,7 @@ func Server(under *os.File) (on []Layer, err error) {
 		return nil, err
 	}
 	on = append(on, Undumpable)
-	if err := dropCapabilities(); err != nil {
+	if err := DropCapabilities(); err != nil {
 		return on, err
 	}
 	// Landlock and seccomp take it as the price of not being root.
@@ -123,6 +123,9 @@ func fileRights(version int) uint64 {
 	}
 	return rights
 }
+
+// DropCapabilities gives up every capability of every thread.
+func DropCapabilities() error { return dropCapabilities() }
 
 // dropCapabilities gives up every capability of every thread but those named.
 // The bounding set is left: it says what a started program could get, and with

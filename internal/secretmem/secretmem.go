@@ -14,6 +14,7 @@
 package secretmem
 
 import (
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
@@ -264,6 +265,33 @@ func (b *Buffer) Copy(fd int) error {
 		}
 		return n, err
 	})
+}
+
+// Equal compares what two buffers hold, in a time that depends on their sizes
+// alone. A wiped buffer equals none. Two goroutines must not compare the same two
+// the other way round at once.
+func (b *Buffer) Equal(other *Buffer) bool {
+	if b == other {
+		return true
+	}
+	same := b.Size() == other.Size()
+	var off int64
+	err := b.write(0, b.Size(), func(p []byte) (int, error) {
+		if !same {
+			return len(p), nil
+		}
+		at := 0
+		err := other.write(off, int64(len(p)), func(q []byte) (int, error) {
+			if subtle.ConstantTimeCompare(p[at:at+len(q)], q) != 1 {
+				same = false
+			}
+			at += len(q)
+			return len(q), nil
+		})
+		off += int64(len(p))
+		return len(p), err
+	})
+	return same && err == nil
 }
 
 // Wipe overwrites the memory with zeros, looks that they are there, and unmaps

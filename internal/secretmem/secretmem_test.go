@@ -372,3 +372,24 @@ func TestOpenTellsWhatThereIs(t *testing.T) {
 		t.Fatalf("%s, but required: %v", s.Kind(), err)
 	}
 }
+
+func TestEqual(t *testing.T) {
+	for _, s := range stores(t) {
+		long := random(70_000)
+		other := bytes.Clone(long)
+		other[65_000] ^= 1
+		a, same, diff, short, empty := fill(t, s, long), fill(t, s, long), fill(t, s, other), fill(t, s, long[:69_999]), fill(t, s, nil)
+		if !a.Equal(same) || !a.Equal(a) || !empty.Equal(fill(t, s, nil)) {
+			t.Error("what is the same is not equal")
+		}
+		for i, b := range []*Buffer{diff, short, empty} {
+			if a.Equal(b) || b.Equal(a) {
+				t.Errorf("%d: what differs is equal", i)
+			}
+		}
+		same.Wipe()
+		if a.Equal(same) || same.Equal(a) {
+			t.Error("a wiped buffer is equal to something")
+		}
+	}
+}
