@@ -296,7 +296,7 @@ func (s *Server) closeClaim(h *reading) {
 		// No descriptor is left, so no page is being read and this cannot wait.
 		s.dropPages(h.file)
 	}
-	if state == once.Spent {
+	if state == once.Spent || state == once.Kept {
 		s.failed(s.pipe.Scrub())
 	}
 }

@@ -403,3 +403,178 @@ func TestRun_SystemdIsTold(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// What each start of the command gets: all of it once, and then nothing.
+const startsThree = `cat "$0" >>"$1"; cat "$0" 2>>"$1.second"; echo x >>"$1.starts"; [ "$(wc -l <"$1.starts")" -ge 3 ]`
+
+func TestRestart_ServesOncePerStart(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	got := filepath.Join(d.Path, "got")
+	m := rig.Start(t, runCommand(d, "--restart", "on-failure", "--restart-delay", "1ms", "--", "sh", "-c", startsThree, d.Secret(), got), d.Conf)
+	if r := m.Wait(); r.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+	if b, _ := os.ReadFile(got); string(b) != strings.Repeat(content, 3) {
+		t.Errorf("the starts got %q", b)
+	}
+	if b, _ := os.ReadFile(got + ".second"); strings.Count(string(b), "No such file") != 3 {
+		t.Errorf("second reads: %s", b)
+	}
+	for name, n := range map[string]int{"command-started": 3, "delivery": 3, "rearmed": 2, "restart": 2} {
+		if told := len(m.Events(name)); told != n {
+			t.Errorf("%d events %s, want %d", told, name, n)
+		}
+	}
+	if _, err := os.Lstat(d.Pass); !os.IsNotExist(err) {
+		t.Errorf("the passphrase file: %v", err)
+	}
+	nothingLeft(t, d)
+}
+
+// Without --restart spent is spent, and run ends with the command.
+func TestRestart_NoneByDefault(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	m := rig.Start(t, runCommand(d, "--", "sh", "-c", startsThree, d.Secret(), filepath.Join(d.Path, "got")), d.Conf)
+	if r := m.Wait(); r.Code != 1 || len(m.Events("restart")) > 0 || len(m.Events("command-started")) != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestRestart_AlwaysAlsoAfterSuccessUntilStopped(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	m := rig.Start(t, runCommand(d, "--restart", "always", "--restart-delay", "1ms", "--", "sh", "-c", `cat "$0"; echo x >>"$1"; [ "$(wc -l <"$1")" -lt 3 ] || exec sleep 1000`, d.Secret(), filepath.Join(d.Path, "starts")), d.Conf)
+	m.WaitEvent("delivery", 3)
+	// A command that is stopped is not started again.
+	if r := m.Stop(); r.Code != 0 && r.Code != 128+15 || r.Out != strings.Repeat(content, 3) {
+		t.Errorf("%+v", r)
+	}
+	if n := len(m.Events("command-started")); n != 3 {
+		t.Errorf("%d starts", n)
+	}
+	nothingLeft(t, d)
+}
+
+func TestRestart_StoppedInThePause(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	m := rig.Start(t, runCommand(d, "--restart", "on-failure", "--restart-delay", "1h", "--", "sh", "-c", "exit 5"), d.Conf)
+	if e := m.WaitEvent("restart", 1); e["in"] != "1h0m0s" {
+		t.Errorf("%v", e)
+	}
+	if r := m.Stop(); r.Code != 5 {
+		t.Errorf("%+v", r)
+	}
+	nothingLeft(t, d)
+}
+
+// Nobody but the command's own processes may read, seen or not; and between two
+// starts nobody at all.
+func TestRestart_OthersGetNothing(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	inside, log := insideReader(t, d, "--shared-mount", "--restart", "on-failure", "--restart-delay", "1h")
+	inside.Want("secrets.yaml", "list", d.Conf)
+	outside := rig.NewReader(t, nil)
+	outside.Want("EACCES", "open", d.Secret())
+	b, _ := os.ReadFile(log)
+	if !strings.Contains(string(b), `"refusal"`) || !strings.Contains(string(b), "it is not a process of the command") {
+		t.Errorf("the refusal is not in the log: %s", b)
+	}
+	// It ends by a signal, unread.
+	command := rig.Child(rig.Child(inside.Cmd.Process.Pid, "--role=supervisor"), "reader")
+	syscall.Kill(command, syscall.SIGKILL)
+	rig.WaitFor(t, "the pause", func() bool {
+		b, _ := os.ReadFile(log)
+		return strings.Contains(string(b), `"restart"`)
+	})
+	outside.Want("ENOENT", "open", d.Secret())
+	outside.Want("", "list", d.Conf)
+	inside.Cmd.Process.Signal(syscall.SIGTERM)
+	inside.End()
+	nothingLeft(t, d)
+}
+
+// What a start leaves running is gone before the next is served.
+func TestRestart_LeftoversOfAStartGetNothing(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	script := `setsid sh -c 'trap "" TERM; echo up >"$1.up"; while :; do cat "$0" >>"$1.left" 2>/dev/null; done' "$0" "$1" </dev/null &
+		while ! [ -s "$1.up" ]; do :; done; ` + startsThree
+	got := filepath.Join(d.Path, "got")
+	// The leftover may come first in a start; with it the start gets nothing. What
+	// must not be is more than one copy a start.
+	m := rig.Start(t, runCommand(d, "--restart", "on-failure", "--restart-delay", "1ms", "--", "sh", "-c", script, d.Secret(), got), d.Conf)
+	m.Wait()
+	a, _ := os.ReadFile(got)
+	b, _ := os.ReadFile(got + ".left")
+	if starts := len(m.Events("command-started")); starts != 3 || len(a)+len(b) != starts*len(content) {
+		t.Errorf("%d starts got %d and %d bytes", starts, len(a), len(b))
+	}
+	for i, e := range m.Events("leftovers-ended") {
+		if i > 0 && e["count"] == 0.0 {
+			t.Errorf("%v", e)
+		}
+	}
+	nothingLeft(t, d)
+}
+
+// After --expire there is nothing to start the command with.
+func TestRestart_NotWithoutTheSecret(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	in, w, _ := os.Pipe()
+	cmd := runCommand(d, "--restart", "always", "--restart-delay", "1ms", "--expire", "1s", "--", "cat")
+	cmd.Stdin = in
+	m := rig.Start(t, cmd, d.Conf)
+	in.Close()
+	m.WaitEvent("expiry", 1)
+	w.Close()
+	if r := m.Wait(); r.Code != 0 {
+		t.Errorf("%+v", r)
+	}
+	m.WaitEvent("secret-lost", 1)
+	if n := len(m.Events("command-started")); n != 1 {
+		t.Errorf("%d starts", n)
+	}
+}
+
+func TestRestart_NeedsADirectory(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	r := rig.Exec(t, exec.Command(rig.Binary(t), "run", d.Secret(), "--enc", d.Enc, "--passphrase-file", d.Pass, "--restart", "always", "--", "true"))
+	if r.Code != 80 || !strings.Contains(r.Err, "--restart needs a directory") {
+		t.Errorf("%+v", r)
+	}
+}
+
+// In a container run is process 1: what nobody waits for it reaps, and orphans
+// of another's making too.
+func TestRun_AsProcess1(t *testing.T) {
+	rig.Root(t)
+	d := rig.NewDir(t, []byte(content))
+	cmd := runCommand(d, "--", "sh", "-c", `
+		for i in 1 2 3 4 5; do (true & exec true); done
+		while grep -q "^State:.Z" /proc/[0-9]*/status 2>/dev/null; do :; done
+		tr "\0" "\n" </proc/1/cmdline | sed -n 2p; cat "$0"; kill -TERM 1; exec sleep 1000`, d.Secret())
+	cmd.Args = append([]string{"unshare", "--pid", "--fork", "--mount-proc", "--kill-child"}, cmd.Args...)
+	cmd.Path = rig.Need(t, "unshare", "util-linux")
+	if r := rig.Exec(t, cmd); r.Out != "run\n"+content || r.Code != 128+15 {
+		t.Errorf("%+v", r)
+	}
+	nothingLeft(t, d)
+}
+
+// Entering the namespaces of process 1, as kubectl exec and docker exec do,
+// leads past the mount.
+func TestRun_EnteringTheContainerFindsNothing(t *testing.T) {
+	rig.Root(t)
+	d := rig.NewDir(t, []byte(content))
+	inside, _ := insideReader(t, d)
+	inside.Want("secrets.yaml", "list", d.Conf)
+	enter := exec.Command(rig.Need(t, "nsenter", "util-linux"), "--target", strconv.Itoa(inside.Cmd.Process.Pid), "--all", "ls", "-A", d.Conf)
+	if r := rig.Exec(t, enter); r.Code != 0 || r.Out != "" {
+		t.Errorf("%+v", r)
+	}
+	// Root can enter the command's namespace on purpose, and may not read there.
+	supervisor := rig.Child(inside.Cmd.Process.Pid, "--role=supervisor")
+	enter = exec.Command("nsenter", "--target", strconv.Itoa(supervisor), "--mount", "cat", d.Secret())
+	if r := rig.Exec(t, enter); r.Code == 0 || r.Out != "" || !strings.Contains(r.Err, "Permission denied") {
+		t.Errorf("%+v", r)
+	}
+	inside.Want("ok", "open", d.Secret())
+}

@@ -102,7 +102,7 @@ func (e *events) observe(path string) func(once.Event) {
 		attrs := []slog.Attr{slog.String("path", path)}
 		level := slog.LevelInfo
 		switch ev.Kind {
-		case once.Delivery, once.Destroyed:
+		case once.Delivery, once.Destroyed, once.Disarmed, once.Rearmed:
 			attrs = append(attrs, slog.Int64("sent", ev.Sent), slog.Int64("of", ev.Size), slog.Bool("whole", ev.Whole), slog.Int("left", ev.Left))
 		case once.Expiry:
 			attrs = append(attrs, slog.Int64("sent", ev.Sent), slog.Int64("of", ev.Size), slog.String("limit", ev.Op))

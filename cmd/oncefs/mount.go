@@ -169,9 +169,11 @@ func (m *mountCmd) Run(e *env) error {
 
 // serving is what is different about a process that serves for others.
 type serving struct {
-	detach bool   // leave the session once ready
-	quiet  bool   // no ready line
-	ready  func() // called when ready, if not nil
+	detach bool            // leave the session once ready
+	quiet  bool            // no ready line
+	ready  func(*mounting) // called when ready, if not nil
+	within int             // only descendants of this process may read; 0 is everybody
+	keep   bool            // to be armed again, see once.Options
 }
 
 // serve mounts, and serves until the end or until the context's.
@@ -266,6 +268,9 @@ func (m *mounting) start(ctx context.Context) error {
 	if m.point.File && len(m.Enc) > 1 {
 		return fmt.Errorf("%w: several --enc need a directory to mount over, and %s is none", errNotFit, m.point.Path)
 	}
+	if m.point.File && m.keep {
+		return fmt.Errorf("%w: --restart needs a directory to mount over, and %s is none", errNotFit, m.point.Path)
+	}
 	path, cleanup, err := mountpoint.HelperPath(m.binary, m.point.File)
 	if err != nil {
 		return err
@@ -313,7 +318,7 @@ func (m *mounting) start(ctx context.Context) error {
 		if !m.point.File {
 			path = filepath.Join(path, name)
 		}
-		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Observe: m.observer(path)})}
+		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Keep: m.keep, Observe: m.observer(path)})}
 		m.secrets = append(m.secrets, s)
 		files = append(files, fs.File{Name: name, Secret: s.once, Bytes: b, Perm: uint32(m.Mode), UID: uid, GID: gid})
 		m.warnPlaintext(name)
@@ -479,6 +484,9 @@ func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
 	if m.point.File {
 		options.Release = m.warden.Release
 	}
+	if m.within != 0 {
+		options.Allow = m.onlyWithin(options.Allow)
+	}
 	server, err := fs.Mount(options)
 	log.SetOutput(io.Discard)
 	if err != nil {
@@ -490,6 +498,28 @@ func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
 	m.served = make(chan error, 1)
 	go func() { m.served <- server.Serve() }()
 	return nil
+}
+
+// onlyWithin lets in who descends from one process, and whom next lets in.
+func (m *mounting) onlyWithin(next func(pid, uid, gid uint32) error) func(pid, uid, gid uint32) error {
+	return func(pid, uid, gid uint32) error {
+		if pid == 0 || !m.warden.Descends(pid, uint32(m.within)) {
+			return errors.New("it is not a process of the command")
+		}
+		if next == nil {
+			return nil
+		}
+		return next(pid, uid, gid)
+	}
+}
+
+// each does something to every secret.
+func (m *mounting) each(f func(*once.Secret) error) error {
+	var errs []error
+	for _, s := range m.secrets {
+		errs = append(errs, f(s.once))
+	}
+	return errors.Join(errs...)
 }
 
 func firstLine(s string) error {

@@ -86,7 +86,7 @@ func (m *mounting) announce(h *herald) {
 		f.Close()
 	}
 	if m.ready != nil {
-		m.ready()
+		m.ready(m)
 	}
 }
 

@@ -10,21 +10,26 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
 	"oncefs/internal/mountpoint"
+	"oncefs/internal/once"
 	"oncefs/internal/sandbox"
 	"oncefs/internal/supervisor"
 )
 
 type runCmd struct {
 	mountFlags
-	Command     []string `arg:"" help:"Program to run and its arguments, after --."`
-	User        string   `placeholder:"USER[:GROUP]" help:"Run the command as this user, names or numbers; its groups are the user's, or the one group given. The files are served to this user unless --uid says otherwise."`
-	KeepCap     []string `name:"keep-cap" placeholder:"NAME" help:"Capability that the command keeps, for example net_bind_service; repeat for several. Default: none."`
-	SharedMount bool     `help:"Mount where everybody in this mount namespace can see it. Default: where only the command and its children can."`
+	Command      []string           `arg:"" help:"Program to run and its arguments, after --."`
+	User         string             `placeholder:"USER[:GROUP]" help:"Run the command as this user, names or numbers; its groups are the user's, or the one group given. The files are served to this user unless --uid says otherwise."`
+	KeepCap      []string           `name:"keep-cap" placeholder:"NAME" help:"Capability that the command keeps, for example net_bind_service; repeat for several. Default: none."`
+	SharedMount  bool               `help:"Mount where everybody in this mount namespace can see it. Default: where only the command and its children can."`
+	Restart      supervisor.Restart `enum:"no,on-failure,always" default:"no" placeholder:"WHEN" help:"Start the command again when it ends: no, on-failure or always. The secret then stays in memory and is served once per start."`
+	RestartDelay time.Duration      `default:"10s" placeholder:"TIME" help:"Pause before the first restart. It doubles each time, up to thirty times, and is the first again after the command ran for sixty times as long."`
 
 	Role    supervisor.Role `hidden:"" help:"What this process is for."`
 	Control int             `hidden:"" default:"-1" help:"Descriptor of the process that started it."`
@@ -60,6 +65,9 @@ const requirePrivate = "private"
 func (r *runCmd) Validate(ctx *kong.Context) error {
 	if r.SharedMount && slices.Contains(r.Require, requirePrivate) {
 		return errors.New("--require private refuses what --shared-mount asks for")
+	}
+	if r.RestartDelay <= 0 {
+		return errors.New("--restart-delay must be more than nothing")
 	}
 	return r.mountFlags.Validate(ctx)
 }
@@ -118,6 +126,7 @@ func (r *runCmd) supervise(e *env) error {
 	return answer(supervisor.Run(supervisor.Options{
 		Binary: e.binary, Args: r.args(e), Control: r.Control,
 		Private: mountpoint.Private, Undump: sandbox.Undump, Tell: ev.tell,
+		Restart: r.Restart, Delay: r.RestartDelay,
 	}))
 }
 
@@ -143,13 +152,27 @@ func (r *runCmd) serve(e *env) error {
 	ctx, stop := untilSignal()
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
+	var mounted atomic.Pointer[mounting]
 	go func() {
-		link.Wait()
-		cancel()
+		defer cancel()
+		link.Obey(func(o supervisor.Order) error {
+			m := mounted.Load()
+			if m == nil {
+				return errors.New("not ready")
+			}
+			if o == supervisor.Arm {
+				return m.each((*once.Secret).Rearm)
+			}
+			return m.each((*once.Secret).Disarm)
+		})
 	}()
 	// Standard output is the command's.
 	e.out = e.err
-	return serve(ctx, e, &r.mountFlags, serving{detach: true, quiet: true, ready: link.Ready})
+	return serve(ctx, e, &r.mountFlags, serving{
+		detach: true, quiet: true, keep: r.Restart != supervisor.Never,
+		ready:  func(m *mounting) { mounted.Store(m); link.Ready() },
+		within: os.Getppid(),
+	})
 }
 
 // launch becomes the command.

@@ -12,6 +12,14 @@
 //	   │                     └───────┘                     │
 //	   └───────────────────────────────────────────────────┘
 //
+// With Options.Keep there is a fourth state. A secret that would be spent by
+// reading is kept: to everybody it is as if spent, but the bytes are there still,
+// and Rearm seals it again. Disarm keeps it whatever anybody had of it.
+//
+//	sealed, claimed ──── disarm, close after the last read ───▶ kept
+//	kept ──── rearm ───▶ sealed
+//	kept ──── expire, destroy ───▶ spent
+//
 // A [Secret] is sealed until somebody claims it. While it is claimed nobody
 // else can. A claim that closes before any byte went out is given back; once a
 // byte went out it is spent at close, and the last permitted one takes the
@@ -32,6 +40,7 @@ const (
 	Sealed  State = iota // nobody has it; the next claim succeeds
 	Claimed              // one reader has it open
 	Spent                // it is gone; its memory is zeroed
+	Kept                 // nobody gets it until it is armed again
 )
 
 func (s State) String() string {
@@ -42,6 +51,8 @@ func (s State) String() string {
 		return "claimed"
 	case Spent:
 		return "spent"
+	case Kept:
+		return "kept"
 	}
 	return fmt.Sprintf("State(%d)", int(s))
 }
@@ -51,7 +62,7 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // UnmarshalText reads what MarshalText wrote.
 func (s *State) UnmarshalText(text []byte) error {
-	for _, known := range []State{Sealed, Claimed, Spent} {
+	for _, known := range []State{Sealed, Claimed, Spent, Kept} {
 		if string(text) == known.String() {
 			*s = known
 			return nil
@@ -65,6 +76,8 @@ var (
 	ErrClaimed = errors.New("claimed by another reader")
 	// ErrSpent says that it is gone.
 	ErrSpent = errors.New("spent")
+	// ErrNotKept says that a secret is not one to be armed again.
+	ErrNotKept = errors.New("not kept")
 	// ErrRevoked says that the claim was taken away while it was open.
 	ErrRevoked = errors.New("the claim was revoked")
 )
@@ -97,6 +110,8 @@ const (
 	Late      Kind = "late"      // an attempt while claimed or after the spend
 	Expiry    Kind = "expiry"    // not read in time, or held too long
 	Destroyed Kind = "destroyed" // unread at shutdown
+	Disarmed  Kind = "disarmed"  // kept before it was read, or while a reader had it
+	Rearmed   Kind = "rearmed"   // to be had again
 )
 
 // An Event is one thing that happened. Sent counts every byte that went out,
@@ -126,6 +141,9 @@ type Options struct {
 	// Hold wipes the secret this long after the first byte of a claim went out,
 	// if the claim is still open; 0 means never.
 	Hold time.Duration
+	// Keep keeps the bytes when the last permitted read is over, for Rearm. Both
+	// limits above still wipe them, for good.
+	Keep bool
 	// Observe is told each event in the order of the changes. It is called with
 	// the secret locked: it must neither block nor call back.
 	Observe func(Event)
@@ -177,7 +195,10 @@ func (s *Secret) State() State {
 // to is the one place that changes the state.
 func (s *Secret) to(next State) error {
 	var err error
-	if next == Spent {
+	switch next {
+	case Kept:
+		s.left = 0
+	case Spent:
 		// Zeroed first: whoever sees "spent" may rely on it.
 		err = s.bytes.Wipe()
 		s.left = 0
@@ -220,7 +241,7 @@ func (s *Secret) Claim() (*Claim, error) {
 	switch s.state {
 	case Claimed:
 		return nil, ErrClaimed
-	case Spent:
+	case Spent, Kept:
 		return nil, ErrSpent
 	}
 	c := &Claim{s: s}
@@ -256,7 +277,7 @@ func (c *Claim) Valid() error {
 func (c *Claim) Last() bool {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	return c.s.left <= 1 || c.s.expired
+	return c.s.left <= 1 && !c.s.opts.Keep || c.s.expired
 }
 
 // Deliver lets send pass the n bytes at off to the reader and notes what came of
@@ -294,8 +315,8 @@ func (c *Claim) Deliver(off, n int64, send func() (out bool, err error)) error {
 }
 
 // Close ends the claim and returns the state that follows: sealed if it was
-// given back or reads are left, else spent. Closing a revoked claim or closing
-// twice changes nothing.
+// given back or reads are left, else spent or kept. Closing a revoked claim or
+// closing twice changes nothing.
 func (c *Claim) Close() State {
 	s := c.s
 	s.mu.Lock()
@@ -322,11 +343,14 @@ func (c *Claim) end(kind Kind, limit string) {
 		kind = GiveBack
 	default:
 		s.left--
-		if s.left == 0 {
+		switch {
+		case s.left == 0 && s.opts.Keep:
+			next = Kept
+		case s.left == 0:
 			next = Spent
 		}
 	}
-	late := next == Sealed && s.expired
+	late := next != Spent && s.expired
 	if late {
 		next = Spent
 	}
@@ -353,7 +377,7 @@ func (s *Secret) onExpire() {
 	s.mu.Lock()
 	revoke := false
 	switch s.state {
-	case Sealed:
+	case Sealed, Kept:
 		err := s.to(Spent)
 		s.tell(Event{Kind: Expiry, Op: "expire", Err: err})
 	case Claimed:
@@ -370,7 +394,7 @@ func (s *Secret) onExpire() {
 }
 
 // OnRevoke says what to do after a claim was taken away while it was open, by an
-// expiry or Destroy. It is done before Destroy returns, and it may call back.
+// expiry, Disarm or Destroy. It is done before these return, and may call back.
 func (s *Secret) OnRevoke(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -395,7 +419,44 @@ func (s *Secret) Destroy() error {
 		s.mu.Unlock()
 		return nil
 	}
-	e := Event{Kind: Destroyed}
+	return s.takeBack(Spent, Event{Kind: Destroyed})
+}
+
+// Disarm takes the secret back: nobody can have it until Rearm. A claim that is
+// open is revoked. It does nothing to one that is kept or spent already.
+func (s *Secret) Disarm() error {
+	if !s.opts.Keep {
+		return ErrNotKept
+	}
+	s.mu.Lock()
+	if s.state == Kept || s.state == Spent {
+		s.mu.Unlock()
+		return nil
+	}
+	if s.expired { // while a reader had it, who is turned out now
+		return s.takeBack(Spent, Event{Kind: Expiry, Op: "expire"})
+	}
+	return s.takeBack(Kept, Event{Kind: Disarmed})
+}
+
+// Rearm seals the secret anew, with as many reads as at first. A claim that is
+// open is revoked. It returns ErrSpent if the secret is gone.
+func (s *Secret) Rearm() error {
+	if err := s.Disarm(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	if s.state == Spent {
+		s.mu.Unlock()
+		return ErrSpent
+	}
+	s.left = max(1, s.opts.Reads)
+	return s.takeBack(Sealed, Event{Kind: Rearmed})
+}
+
+// takeBack ends what claim there is, and tells the event with it. The caller
+// holds the lock, which is given up.
+func (s *Secret) takeBack(next State, e Event) error {
 	c := s.claim
 	if c != nil {
 		if c.hold != nil {
@@ -403,7 +464,7 @@ func (s *Secret) Destroy() error {
 		}
 		e.Reader, e.Sent, e.Whole = c.reader, c.sent, c.began && c.prefix == s.size
 	}
-	e.Err = s.to(Spent)
+	e.Err = s.to(next)
 	s.tell(e)
 	s.mu.Unlock()
 	if c != nil {

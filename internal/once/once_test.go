@@ -229,6 +229,90 @@ func mustStayClaimed(t *testing.T, s *Secret) {
 	}
 }
 
+func TestRestart_ServedAgainOnlyWhenArmed(t *testing.T) {
+	f, r := &fake{size: 4}, &record{}
+	s := New(f, Options{Keep: true, Observe: r.observe})
+	for range 3 {
+		c := mustClaim(t, s)
+		if c.Last() {
+			t.Fatal("no claim takes a secret with it that is kept")
+		}
+		deliver(c, 0, 4)
+		if got := c.Close(); got != Kept {
+			t.Fatal(got)
+		}
+		if _, err := s.Claim(); err != ErrSpent {
+			t.Fatal(err)
+		}
+		wantState(t, s, f, Kept)
+		if err := s.Rearm(); err != nil {
+			t.Fatal(err)
+		}
+		if c.Valid() != ErrRevoked || s.Status().Left != 1 {
+			t.Fatal("the old claim is valid, or the new one cannot be")
+		}
+	}
+	r.want(t, Claiming, Delivery, Rearmed, Claiming, Delivery, Rearmed, Claiming, Delivery, Rearmed)
+	s.Destroy()
+	wantState(t, s, f, Spent)
+	if err := s.Rearm(); err != ErrSpent {
+		t.Fatal(err)
+	}
+}
+
+func TestRestart_DisarmTakesItBack(t *testing.T) {
+	f, r := &fake{size: 4}, &record{}
+	s := New(f, Options{Keep: true, Observe: r.observe})
+	c := mustClaim(t, s)
+	deliver(c, 0, 2)
+	s.Disarm()
+	wantState(t, s, f, Kept)
+	if c.Valid() != ErrRevoked || c.Close() != Kept {
+		t.Fatal("the claim survived")
+	}
+	s.Disarm()
+	s.Rearm()
+	s.Disarm() // unread
+	wantState(t, s, f, Kept)
+	r.want(t, Claiming, Disarmed, Rearmed, Disarmed)
+	if e := r.events[1]; e.Sent != 2 || *e.Reader != cat {
+		t.Fatalf("%+v", e)
+	}
+}
+
+func TestRestart_NotKeptIsNotArmed(t *testing.T) {
+	f := &fake{size: 4}
+	s := New(f, Options{})
+	if s.Rearm() != ErrNotKept || s.Disarm() != ErrNotKept {
+		t.Fatal("it was")
+	}
+	wantState(t, s, f, Sealed)
+}
+
+func TestRestart_LimitsWipeForGood(t *testing.T) {
+	for name, c := range map[string]struct {
+		opts Options
+		act  func(*Secret)
+	}{
+		"kept":    {Options{Expire: time.Minute}, func(s *Secret) { s.Disarm() }},
+		"claimed": {Options{Expire: time.Minute}, func(s *Secret) { c, _ := s.Claim(); deliver(c, 0, 1) }},
+		"hold":    {Options{Hold: time.Minute}, func(s *Secret) { c, _ := s.Claim(); deliver(c, 0, 1) }},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{size: 4}
+			c.opts.Keep = true
+			s := New(f, c.opts)
+			c.act(s)
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			if err := s.Rearm(); err != ErrSpent {
+				t.Fatalf("%s: %v", name, err)
+			}
+			wantState(t, s, f, Spent)
+		})
+	}
+}
+
 func TestC17_DestroyRevokes(t *testing.T) {
 	f, r := &fake{size: 4}, &record{}
 	s := New(f, Options{Observe: r.observe})
@@ -456,7 +540,7 @@ func TestC3_OneWinner(t *testing.T) {
 }
 
 func TestStateText(t *testing.T) {
-	for _, s := range []State{Sealed, Claimed, Spent} {
+	for _, s := range []State{Sealed, Claimed, Spent, Kept} {
 		text, err := json.Marshal(s)
 		var back State
 		if err != nil || json.Unmarshal(text, &back) != nil || back != s {
@@ -474,16 +558,18 @@ func TestModel(t *testing.T) {
 		reads := rapid.IntRange(1, 4).Draw(t, "reads")
 		size := rapid.Int64Range(0, 5).Draw(t, "size")
 		f := &fake{size: size}
-		s := New(f, Options{Reads: reads})
-		// The model: who holds it, whether a byte went out, how many reads are left.
+		keep := rapid.Bool().Draw(t, "keep")
+		s := New(f, Options{Reads: reads, Keep: keep})
+		// The model: who holds it, whether a byte went out, how many reads are left,
+		// whether it waits to be armed again.
 		var held *Claim
-		began, left, gone := false, reads, false
+		began, left, gone, kept := false, reads, false, false
 		var stale []*Claim
 		t.Repeat(map[string]func(*rapid.T){
 			"claim": func(t *rapid.T) {
 				c, err := s.Claim()
 				switch {
-				case gone && err != ErrSpent, !gone && held != nil && err != ErrClaimed, !gone && held == nil && err != nil:
+				case (gone || kept) && err != ErrSpent, !gone && held != nil && err != ErrClaimed, !gone && !kept && held == nil && err != nil:
 					t.Fatalf("claim: %v", err)
 				}
 				if err == nil {
@@ -506,11 +592,14 @@ func TestModel(t *testing.T) {
 				}
 				if began {
 					left--
-					gone = left == 0
+					gone, kept = left == 0 && !keep, left == 0 && keep
 				}
 				want := Sealed
-				if gone {
+				switch {
+				case gone:
 					want = Spent
+				case kept:
+					want = Kept
 				}
 				if got := held.Close(); got != want {
 					t.Fatalf("close: %v, want %v", got, want)
@@ -538,7 +627,31 @@ func TestModel(t *testing.T) {
 				if held != nil {
 					stale, held = append(stale, held), nil
 				}
-				gone = true
+				gone, kept = true, false
+			},
+			"disarm": func(t *rapid.T) {
+				err := s.Disarm()
+				switch {
+				case !keep && err != ErrNotKept, keep && err != nil:
+					t.Fatalf("disarm: %v", err)
+				case keep && !gone:
+					if held != nil {
+						stale, held = append(stale, held), nil
+					}
+					kept, left = true, 0
+				}
+			},
+			"rearm": func(t *rapid.T) {
+				err := s.Rearm()
+				switch {
+				case !keep && err != ErrNotKept, keep && gone && err != ErrSpent, keep && !gone && err != nil:
+					t.Fatalf("rearm: %v", err)
+				case keep && !gone:
+					if held != nil {
+						stale, held = append(stale, held), nil
+					}
+					kept, left = false, reads
+				}
 			},
 			"attempt": func(t *rapid.T) {
 				if tell := s.Attempt(Late, "open", ""); tell != nil {
@@ -550,6 +663,8 @@ func TestModel(t *testing.T) {
 				switch {
 				case gone:
 					want = Spent
+				case kept:
+					want = Kept
 				case held != nil:
 					want = Claimed
 				}
@@ -563,7 +678,7 @@ func TestModel(t *testing.T) {
 				if !gone && st.Left != left || gone && st.Left != 0 {
 					t.Fatalf("%d left, want %d", st.Left, left)
 				}
-				if held != nil && (held.Valid() != nil || held.Last() != (left == 1)) {
+				if held != nil && (held.Valid() != nil || held.Last() != (left == 1 && !keep)) {
 					t.Fatal("the open claim is not valid, or wrong about being the last")
 				}
 			},

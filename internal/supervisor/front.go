@@ -71,7 +71,7 @@ func (f *Front) Run() (status int, err error) {
 	if err := f.Undump(); err != nil {
 		return 0, err
 	}
-	for !sup.ended {
+	for announced := false; !sup.ended; {
 		select {
 		case s := <-signals:
 			n := int(s.(syscall.Signal))
@@ -88,7 +88,8 @@ func (f *Front) Run() (status int, err error) {
 			if !ok {
 				sup.lines = nil
 			}
-			if line == "started" {
+			if line == "started" && !announced {
+				announced = true
 				f.started()
 			}
 		case <-reap.wake:

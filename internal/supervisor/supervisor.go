@@ -44,6 +44,22 @@ const (
 	Launching  Role = "launcher"
 )
 
+// A Restart says after which end of the command it is started again.
+type Restart string
+
+const (
+	Never     Restart = "no"
+	OnFailure Restart = "on-failure"
+	Always    Restart = "always"
+)
+
+// The pause before a restart is a kubelet's, which begins with 10 s: it doubles
+// up to 5 min, and is the first again once the command ran for 10 min.
+const (
+	longestPause = 30
+	forgivenPast = 60
+)
+
 // leftGrace is how long what the command left behind has between SIGTERM and
 // SIGKILL, as long as Docker gives by half: it is no more than leftovers.
 const leftGrace = 5 * time.Second
@@ -57,6 +73,9 @@ type Options struct {
 	Private func() error
 	// Undump makes this process untraceable.
 	Undump func() error
+	// Restart says when the command is started again, Delay after what pause.
+	Restart Restart
+	Delay   time.Duration
 	// Tell notes an event.
 	Tell func(level slog.Level, name string, attrs ...slog.Attr)
 }
@@ -69,10 +88,14 @@ type supervisor struct {
 	server   *child
 	ready    bool // the server is
 	launcher *child
-	prepared bool // the launcher is
-	failed   bool // to exec
-	running  bool // the launcher is the command now
-	stopping bool // somebody wants it to end
+	prepared bool      // the launcher is
+	failed   bool      // to exec
+	running  bool      // the launcher is the command now
+	stopping bool      // somebody wants it to end
+	ended    time.Time // when the command did
+	reply    string    // of the server to an order
+	timer    <-chan time.Time
+	rested   bool // the timer has fired
 }
 
 // Run is the supervisor. It returns the command's exit status, or that of a
@@ -116,7 +139,7 @@ func (s *supervisor) run() (int, error) {
 	if err := s.launch(); err != nil {
 		return 0, err
 	}
-	if s.until(func() bool { return s.prepared }); !s.prepared {
+	if !s.prepared {
 		return s.unready()
 	}
 	server, err := s.start(Serving)
@@ -127,17 +150,103 @@ func (s *supervisor) run() (int, error) {
 	if s.until(func() bool { return s.ready || s.server.ended }); !s.ready {
 		return s.unready()
 	}
-	s.launcher.say("go")
-	if s.until(func() bool { return s.running }); s.running {
-		s.front.say("started")
-		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
+	for pause := time.Duration(0); ; {
+		began := time.Now()
+		s.command()
+		ran := s.ended.Sub(began)
+		status := code(s.launcher.status)
+		if !s.again() {
+			return status, nil
+		}
+		pause = next(pause, s.Delay, ran)
+		if !s.rest(pause) {
+			return status, nil
+		}
+		if err := s.launch(); err != nil {
+			return 0, err
+		}
+		if s.prepared && !s.order(Arm) {
+			// Expired, held too long, or the server is gone: no start without it.
+			s.Tell(slog.LevelError, "secret-lost", slog.String("why", s.reply))
+			return status, nil
+		}
 	}
-	s.until(func() bool { return false })
+}
+
+// command lets the launcher be the command and waits for its end, and for that
+// of all that it leaves.
+func (s *supervisor) command() {
+	if s.prepared {
+		s.launcher.say("go")
+		for s.launcher.lines != nil { // until the exec, or its failure
+			s.step()
+		}
+		s.running = !s.failed
+	}
+	if s.running {
+		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
+		s.front.say("started")
+		s.until(func() bool { return false })
+	}
+	s.ended = time.Now()
+	if s.Restart != Never {
+		// Until it is armed again nobody has it, whatever is running still.
+		s.order(Disarm)
+	}
 	if s.launcher.ended {
 		s.tellEnd()
 	}
 	s.clear()
-	return code(s.launcher.status), nil
+}
+
+// next is the pause after one that was last, 0 for none, and a command that ran
+// for so long.
+func next(last, first, ran time.Duration) time.Duration {
+	if last == 0 || ran >= forgivenPast*first {
+		return first
+	}
+	return min(2*last, longestPause*first)
+}
+
+// again tells whether the command is to be started again.
+func (s *supervisor) again() bool {
+	if s.stopping || s.gone || s.server.ended {
+		return false
+	}
+	return s.Restart == Always || s.Restart == OnFailure && code(s.launcher.status) != 0
+}
+
+// rest waits before a restart, and returns false if there is to be none.
+func (s *supervisor) rest(pause time.Duration) bool {
+	s.Tell(slog.LevelWarn, "restart", slog.String("in", pause.String()))
+	s.timer, s.rested = time.After(pause), false
+	for !s.rested {
+		if s.stopping || s.gone || s.server.ended {
+			return false
+		}
+		s.step()
+	}
+	return true
+}
+
+// An Order is what the supervisor wants of the server.
+type Order string
+
+const (
+	Arm    Order = "arm"    // serve the secrets once more
+	Disarm Order = "disarm" // serve them to nobody
+)
+
+const done = "done"
+
+// order gives an order and waits until it is done.
+func (s *supervisor) order(o Order) bool {
+	s.reply = ""
+	s.server.say(string(o))
+	for s.reply == "" && !s.server.ended && s.server.lines != nil {
+		s.step()
+	}
+	return s.reply == done
 }
 
 // start starts this binary in a role.
@@ -145,9 +254,15 @@ func (s *supervisor) start(r Role) (*child, error) {
 	return start(s.Binary, func(control int) []string { return s.Args(r, control) }, os.Environ(), nil)
 }
 
+// launch starts a launcher and waits until it is prepared, or ended.
 func (s *supervisor) launch() (err error) {
+	if s.launcher != nil {
+		s.launcher.close()
+	}
 	s.prepared, s.failed, s.running = false, false, false
-	s.launcher, err = s.start(Launching)
+	if s.launcher, err = s.start(Launching); err == nil {
+		s.until(func() bool { return s.prepared })
+	}
 	return err
 }
 
@@ -210,29 +325,30 @@ func (s *supervisor) step() {
 	case line, ok := <-launcher:
 		switch {
 		case !ok:
-			// Closed by the exec, or by its end.
 			s.launcher.lines = nil
-			s.reap.reap(s.server, s.launcher)
-			s.running = s.prepared && !s.failed && !s.launcher.ended
 		case line == "prepared":
 			s.prepared = true
 		case line == "failed":
 			s.failed = true
 		}
 	case <-s.reap.wake:
-		before := s.server != nil && s.server.ended
+		before := s.server == nil || s.server.ended
 		s.reap.reap(s.server, s.launcher)
-		if s.running && !before && s.server.ended {
+		if s.ready && !before && s.server.ended {
 			s.serverEnded()
 		}
+	case <-s.timer:
+		s.timer, s.rested = nil, true
 	}
 }
 
-// answer is what the server says.
+// answer is what the server says: that it is ready, or what came of an order.
 func (s *supervisor) answer(line string) {
 	if line == "ready" {
 		s.ready = true
+		return
 	}
+	s.reply = line
 }
 
 // serverEnded notes that there is no more to be read: as it should be for a
@@ -262,7 +378,10 @@ func (s *supervisor) signal(line string) {
 	switch {
 	case s.running && !s.launcher.ended:
 		unix.Kill(s.launcher.pid, syscall.Signal(n))
-	case s.running:
+	case s.ready: // between two starts, or about to
+		if stops(n) && !s.launcher.ended {
+			unix.Kill(s.launcher.pid, syscall.Signal(n))
+		}
 	case s.server != nil && !s.server.ended && (stops(n) || n == int(unix.SIGHUP)):
 		unix.Kill(s.server.pid, unix.SIGTERM)
 	case stops(n) && !s.launcher.ended:
@@ -353,8 +472,14 @@ func NewServed(control int) (*Served, error) {
 // Ready says that the mount is ready.
 func (s *Served) Ready() { s.link.say("ready") }
 
-// Wait returns when the supervisor is gone, or wants the server to be.
-func (s *Served) Wait() {
-	for range s.link.lines {
+// Obey does what the supervisor orders, and returns when the supervisor is gone
+// or wants the server to be.
+func (s *Served) Obey(do func(Order) error) {
+	for line := range s.link.lines {
+		if err := do(Order(line)); err != nil {
+			s.link.say("not done: " + strings.ReplaceAll(err.Error(), "\n", "; "))
+			continue
+		}
+		s.link.say(done)
 	}
 }

@@ -62,6 +62,7 @@ type question struct {
 	Inode   uint64 `json:"inode,omitempty"` // not 0: does the process hold it open?
 	// Look, not nil: the facts about the process that decide.
 	Look *process.What `json:"look,omitempty"`
+	Tree uint32        `json:"tree,omitempty"` // not 0: does the process descend from this one?
 }
 
 type answer struct {
@@ -75,6 +76,7 @@ type answer struct {
 	// Facts and Outside answer Look.
 	Facts   process.Facts `json:"facts,omitzero"`
 	Outside bool          `json:"outside,omitempty"` // process.ErrOutside
+	Within  bool          `json:"within,omitempty"`
 }
 
 // Start starts the warden of a point, which must be done before the mount is
@@ -237,6 +239,13 @@ func (w *Warden) Look(pid uint32, what process.What) (process.Facts, error) {
 	return a.Facts, nil
 }
 
+// Descends tells whether a process descends from another, see
+// process.Descends. What cannot be known in time is no.
+func (w *Warden) Descends(pid, ancestor uint32) bool {
+	a, _ := w.lookup.ask(question{PID: pid, Tree: ancestor}, patience)
+	return a.Within
+}
+
 // PID is the warden's process.
 func (w *Warden) PID() int { return w.cmd.Process.Pid }
 
@@ -366,6 +375,8 @@ func Main(args []string) int {
 			return a
 		case q.Inode != 0:
 			return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
+		case q.Tree != 0:
+			return answer{Within: process.Descends(q.PID, q.Tree)}
 		}
 		return answer{Exe: process.Exe(q.PID), Cgroup: process.Cgroup(q.PID)}
 	})
