@@ -80,6 +80,11 @@ func (tt *terminal) write(text string) {
 // expect waits for a text after the one that was expected last.
 func (tt *terminal) expect(text string) {
 	tt.t.Helper()
+	defer func() {
+		if tt.t.Failed() {
+			tt.t.Logf("on the terminal: %q", tt.text)
+		}
+	}()
 	rig.WaitFor(tt.t, fmt.Sprintf("%q on the terminal", text), func() bool {
 		tt.mu.Lock()
 		defer tt.mu.Unlock()
@@ -127,24 +132,28 @@ func TestRun_JobControlAroundIt(t *testing.T) {
 	bash := rig.Need(t, "bash", "bash")
 	d := rig.NewDir(t, []byte(content))
 	cmd := exec.Command(bash, "--norc", "--noprofile", "-i")
-	cmd.Env = append(os.Environ(), "PS1=$ ", "HISTFILE=", "TERM=dumb")
+	cmd.Env = append(os.Environ(), "PS1=at prompt: ", "HISTFILE=", "TERM=dumb")
 	tt := newTerminal(t, cmd)
 	command := runCommand(d, "--log", filepath.Join(d.Path, "log"), "--", bash, "-c", `echo up=$((6*7)); read -r line; echo "line=$line"; cat "$0"; exit 5`, d.Secret())
 	var words []string
 	for _, w := range command.Args {
 		words = append(words, "'"+strings.ReplaceAll(w, "'", `'\''`)+"'")
 	}
+	tt.expect("at prompt: ")
 	tt.write(strings.Join(words, " ") + "\n")
 	tt.expect("up=42")
 	tt.write("\x1a")
 	tt.expect("Stopped")
+	tt.expect("at prompt: ")
 	tt.write("fg\n")
 	tt.expect(d.Secret())
 	tt.write("more\n")
 	tt.expect("line=more")
 	tt.expect("hunter2")
+	tt.expect("at prompt: ")
 	tt.write("echo status=$?\n")
 	tt.expect("status=5")
+	tt.expect("at prompt: ")
 	tt.write("exit\n")
 	tt.wait()
 	nothingLeft(t, d)
@@ -155,20 +164,27 @@ func TestRun_ShellAsTheCommand(t *testing.T) {
 	bash := rig.Need(t, "bash", "bash")
 	d := rig.NewDir(t, []byte(content))
 	cmd := runCommand(d, "--log", filepath.Join(d.Path, "log"), "--", bash, "--norc", "--noprofile", "-i")
-	cmd.Env = append(os.Environ(), "PS1=$ ", "HISTFILE=", "TERM=dumb")
+	cmd.Env = append(os.Environ(), "PS1=at prompt: ", "HISTFILE=", "TERM=dumb")
 	tt := newTerminal(t, cmd)
+	tt.expect("at prompt: ")
 	tt.write("cat " + d.Secret() + "\n")
 	tt.expect("hunter2")
+	tt.expect("at prompt: ")
 	tt.write("sh -c 'echo on=$((1+1)); exec sleep 1000'\n")
 	tt.expect("on=2")
 	tt.write("\x1a")
 	tt.expect("Stopped")
-	tt.write("kill -KILL %1; wait %1; echo ended=$?; cat\n")
-	tt.expect("ended=137")
+	tt.expect("at prompt: ")
+	tt.write("echo in=$((1+2)); cat\n")
+	tt.expect("in=3")
 	tt.write("echoed\n")
 	tt.expect("echoed\r\nechoed")
 	tt.write("\x03")
+	tt.expect("at prompt: ")
 	tt.write("exit 4\n")
+	tt.expect("stopped jobs")
+	tt.expect("at prompt: ")
+	tt.write("exit 4\n") // and the stopped one does not stay behind
 	if code := tt.wait(); code != 4 {
 		t.Errorf("status %d: %s", code, tt.text)
 	}
@@ -183,9 +199,14 @@ func TestRun_AsksAtTheTerminal(t *testing.T) {
 		t.Skip("SKIPPED: this machine has the default passphrase file")
 	}
 	tt := newTerminal(t, exec.Command(rig.Binary(t), "run", d.Conf, "--enc", d.Enc, "--log", filepath.Join(d.Path, "log"), "--",
-		"sh", "-c", `read -r line; echo "line=$line"; cat "$0"`, d.Secret()))
+		"sh", "-c", `echo up=$((6*7)); read -r line; echo "line=$line"; cat "$0"`, d.Secret()))
 	tt.expect("assphrase")
+	rig.WaitFor(t, "the end of the echo", func() bool {
+		state, err := unix.IoctlGetTermios(int(tt.ours.Fd()), unix.TCGETS)
+		return err == nil && state.Lflag&unix.ECHO == 0
+	})
 	tt.write(rig.Passphrase + "\n")
+	tt.expect("up=42")
 	tt.write("more\n")
 	tt.expect("line=more")
 	tt.expect("hunter2")

@@ -45,6 +45,17 @@ func insideReader(t testing.TB, d *rig.Dir, args ...string) (*rig.Reader, string
 	return rig.StartReader(t, cmd), log
 }
 
+// child is the process of ours below another that has a word in its command
+// line.
+func child(t testing.TB, pid int, word string) (found int) {
+	t.Helper()
+	rig.WaitFor(t, "the process with "+word, func() bool {
+		found = rig.Child(pid, word)
+		return found > 0
+	})
+	return found
+}
+
 // nothingLeft shows that run took everything down.
 func nothingLeft(t testing.TB, d *rig.Dir) {
 	t.Helper()
@@ -238,15 +249,24 @@ func TestRun_GivesUpEveryPrivilege(t *testing.T) {
 func TestRun_CommandCannotReachTheServer(t *testing.T) {
 	rig.Root(t)
 	d := rig.NewDir(t, []byte(content))
-	r := rig.Exec(t, runCommand(d, "--user", "daemon", "--", "sh", "-c", `
-		for p in /proc/[0-9]*; do
-			if tr "\0" " " <$p/cmdline 2>/dev/null | grep -q -- "--role=server.*$0"; then
-				kill -9 ${p#/proc/} || echo no kill
-				cat $p/maps >/dev/null || echo no maps
-				ls $p/fd >/dev/null || echo no descriptors
-			fi
-		done; cat "$0/secrets.yaml"`, d.Conf))
-	if r.Out != "no kill\nno maps\nno descriptors\n"+content {
+	cmd := runCommand(d, "--user", "daemon", "--", "sh", "-c", `
+		while read -r p; do
+			kill -9 $p || echo no kill
+			cat /proc/$p/maps >/dev/null || echo no maps
+			ls /proc/$p/fd >/dev/null || echo no descriptors
+		done; cat "$0"`, d.Secret())
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := rig.Start(t, cmd, d.Conf)
+	m.WaitEvent("command-started", 1)
+	supervisor := child(t, cmd.Process.Pid, "--role=supervisor")
+	for _, pid := range []int{cmd.Process.Pid, supervisor, child(t, supervisor, "--role=server")} {
+		fmt.Fprintln(in, pid)
+	}
+	in.Close()
+	if r := m.Wait(); r.Out != strings.Repeat("no kill\nno maps\nno descriptors\n", 3)+content {
 		t.Errorf("%+v", r)
 	}
 }
@@ -322,7 +342,7 @@ func TestRun_KilledByForce(t *testing.T) {
 			inside, _ := insideReader(t, d)
 			inside.Want("secrets.yaml", "list", d.Conf)
 			front := inside.Cmd.Process.Pid
-			supervisor := rig.Child(front, "--role=supervisor")
+			supervisor := child(t, front, "--role=supervisor")
 			switch role {
 			case "front":
 				inside.Kill()
@@ -332,7 +352,7 @@ func TestRun_KilledByForce(t *testing.T) {
 					t.Errorf("%v", inside.Cmd.ProcessState)
 				}
 			case "server":
-				syscall.Kill(rig.Child(supervisor, "--role=server"), syscall.SIGKILL)
+				syscall.Kill(child(t, supervisor, "--role=server"), syscall.SIGKILL)
 				rig.WaitFor(t, "the dead mount", func() bool { return inside.Do("stat", d.Secret()) == "ENOTCONN" })
 				inside.End() // the command may have had what it needs, and goes on
 				if code := inside.Cmd.ProcessState.ExitCode(); code != 0 {
@@ -479,7 +499,7 @@ func TestRestart_OthersGetNothing(t *testing.T) {
 		t.Errorf("the refusal is not in the log: %s", b)
 	}
 	// It ends by a signal, unread.
-	command := rig.Child(rig.Child(inside.Cmd.Process.Pid, "--role=supervisor"), "reader")
+	command := child(t, child(t, inside.Cmd.Process.Pid, "--role=supervisor"), "reader")
 	syscall.Kill(command, syscall.SIGKILL)
 	rig.WaitFor(t, "the pause", func() bool {
 		b, _ := os.ReadFile(log)
@@ -495,7 +515,7 @@ func TestRestart_OthersGetNothing(t *testing.T) {
 // What a start leaves running is gone before the next is served.
 func TestRestart_LeftoversOfAStartGetNothing(t *testing.T) {
 	d := rig.NewDir(t, []byte(content))
-	script := `setsid sh -c 'trap "" TERM; echo up >"$1.up"; while :; do cat "$0" >>"$1.left" 2>/dev/null; done' "$0" "$1" </dev/null &
+	script := `setsid sh -c 'echo up >"$1.up"; while :; do cat "$0" >>"$1.left" 2>/dev/null; done' "$0" "$1" </dev/null &
 		while ! [ -s "$1.up" ]; do :; done; ` + startsThree
 	got := filepath.Join(d.Path, "got")
 	// The leftover may come first in a start; with it the start gets nothing. What
@@ -571,7 +591,7 @@ func TestRun_EnteringTheContainerFindsNothing(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	// Root can enter the command's namespace on purpose, and may not read there.
-	supervisor := rig.Child(inside.Cmd.Process.Pid, "--role=supervisor")
+	supervisor := child(t, inside.Cmd.Process.Pid, "--role=supervisor")
 	enter = exec.Command("nsenter", "--target", strconv.Itoa(supervisor), "--mount", "cat", d.Secret())
 	if r := rig.Exec(t, enter); r.Code == 0 || r.Out != "" || !strings.Contains(r.Err, "Permission denied") {
 		t.Errorf("%+v", r)
