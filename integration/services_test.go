@@ -237,5 +237,7 @@ func TestDeploy_S6(t *testing.T) {
 	if r := rig.Exec(t, exec.Command("s6-svstat", "-o", "up,wantedup", service)); strings.TrimSpace(r.Out) != "false false" {
 		t.Errorf("s6-svstat: %+v", r)
 	}
-	nothingLeft(t, d)
+	if rig.Mounted(t, d.Conf) {
+		t.Error("still mounted")
+	}
 }
