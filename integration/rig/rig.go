@@ -292,12 +292,20 @@ func Start(t testing.TB, cmd *exec.Cmd, target string) *Mount {
 			<-m.exited
 			t.Errorf("oncefs did not end after SIGTERM")
 		}
-		syscall.Unmount(m.Target, 2 /* MNT_DETACH */)
+		detach(m.Target)
 		if t.Failed() {
 			t.Logf("stdout: %s\nstderr: %s\nevents: %v", m.stdout.String(), strings.Join(m.stderr, "\n"), m.events)
 		}
 	})
 	return m
+}
+
+// detach takes off what a test has left, dead or alive: a user who is not root
+// needs fusermount3 for it.
+func detach(path string) {
+	if err := syscall.Unmount(path, 2 /* MNT_DETACH */); errors.Is(err, syscall.EPERM) {
+		exec.Command("fusermount3", "-u", "-z", "--", path).Run()
+	}
 }
 
 func (m *Mount) collect(r io.Reader, f func(string)) {
