@@ -207,12 +207,16 @@ func (s *Server) claim(r *fuse.OpenRequest, f *file) {
 	}
 	f.opener.Store(r.Pid)
 	s.noteChange()
-	handle := s.addHandle(&reading{file: f, claim: claim})
+	h := &reading{file: f, claim: claim, known: make(chan struct{})}
+	// Who it is takes another process to find out. The open need not wait for
+	// that; the first byte does, for a reader that waits for it can be looked at.
+	header := *r.Hdr()
 	s.elsewhere(func() {
-		claim.Opened(s.reader(r.Hdr()))
-		// Direct I/O: reads come to us and leave nothing in the page cache.
-		r.Respond(&fuse.OpenResponse{Handle: handle, Flags: fuse.OpenDirectIO})
+		claim.Opened(s.reader(&header))
+		close(h.known)
 	})
+	// Direct I/O: reads come to us and leave nothing in the page cache.
+	r.Respond(&fuse.OpenResponse{Handle: s.addHandle(h), Flags: fuse.OpenDirectIO})
 }
 
 func (s *Server) read(r *fuse.ReadRequest, h *reading) {
@@ -224,9 +228,21 @@ func (s *Server) read(r *fuse.ReadRequest, h *reading) {
 		// Direct reads name the owner of the descriptor, the page cache's do not.
 		h.cached = true
 	}
-	if s.opts.Release != nil && h.claim.Last() {
-		// The name must be gone before a byte is out.
+	known := false
+	select {
+	case <-h.known:
+		known = true
+	default:
+	}
+	release := s.opts.Release != nil && h.claim.Last()
+	if release || !known {
 		s.elsewhere(func() {
+			<-h.known
+			if !release {
+				s.deliver(r, h)
+				return
+			}
+			// The name must be gone before a byte is out.
 			if err := s.releaseOnce(); err != nil {
 				s.failed(err)
 				r.RespondError(unix.EIO)

@@ -108,6 +108,7 @@ type file struct {
 type reading struct {
 	*file
 	claim *once.Claim
+	known chan struct{} // closed when it is known who made the claim
 	// cached: the kernel read through its page cache (mmap, sendfile, splice), so
 	// pages are to be dropped at the end.
 	cached bool
@@ -348,8 +349,9 @@ func (s *Server) secret(node fuse.NodeID) *file {
 	return nil
 }
 
-// reader says who sent a request. It is to be called elsewhere and before the
-// answer: until then the kernel keeps the process, and so its number.
+// reader says who sent a request. It is to be called elsewhere, and before the
+// answer where it can be: until then the kernel keeps the process, and so its
+// number. Of who opens and is gone before it is looked at, only numbers are known.
 func (s *Server) reader(h *fuse.Header) once.Reader {
 	r := once.Reader{PID: h.Pid, UID: h.Uid, GID: h.Gid}
 	if h.Pid != 0 && s.opts.Who != nil {

@@ -156,21 +156,28 @@ type Secret struct {
 	bytes Bytes
 	size  int64
 
-	mu       sync.Mutex
-	state    State
-	claim    *Claim // not nil exactly while claimed
-	left     int
-	expired  bool // the expiry came while claimed
-	expire   *time.Timer
-	changed  time.Time
-	last     *Reader   // who had the latest claim
-	lastAt   time.Time // when that claim was made
-	sent     int64     // by the latest claim
-	whole    bool
-	attempts int64 // late and refused, in all
-	untold   int64
-	toldAt   time.Time
-	onRevoke func()
+	mu         sync.Mutex
+	state      State
+	claim      *Claim // not nil exactly while claimed
+	left       int
+	expired    bool // the expiry came while claimed
+	expire     *time.Timer
+	changed    time.Time
+	latest     *Claim    // nil before the first
+	lastAt     time.Time // when it was made
+	sent       int64     // by the latest claim
+	whole      bool
+	attempts   int64 // late and refused, in all
+	untold     int64
+	toldAt     time.Time
+	onRevoke   func()
+	untellable []told // events in order, from the first whose reader is not known yet
+}
+
+// told is an event, and the claim whose reader it names.
+type told struct {
+	Event
+	by *Claim
 }
 
 // New seals the bytes. The secret owns them from here on.
@@ -214,12 +221,33 @@ func (s *Secret) to(next State) error {
 	return err
 }
 
-func (s *Secret) tell(e Event) {
+func (s *Secret) tell(e Event) { s.tellOf(nil, e) }
+
+// tellOf tells of an event of a claim: now, or once it is known who made the
+// claims so far. The order stays that of the changes.
+func (s *Secret) tellOf(c *Claim, e Event) {
 	if s.opts.Observe == nil {
 		return
 	}
 	e.Time, e.Size, e.Left = time.Now(), s.size, s.left
-	s.opts.Observe(e)
+	s.untellable = append(s.untellable, told{e, c})
+	s.tellKnown(false)
+}
+
+// tellKnown tells what can be told, or all of it.
+func (s *Secret) tellKnown(all bool) {
+	for len(s.untellable) > 0 {
+		next := s.untellable[0]
+		if next.by != nil {
+			if next.by.reader == nil && !all {
+				return
+			}
+			next.Reader = next.by.reader
+		}
+		s.untellable = s.untellable[1:]
+		s.opts.Observe(next.Event)
+	}
+	s.untellable = nil
 }
 
 // A Claim is one reader's hold on a secret, from open to the last close.
@@ -233,8 +261,8 @@ type Claim struct {
 }
 
 // Claim takes the secret for a reader. It returns ErrClaimed or ErrSpent if it
-// cannot be had. Who the reader is may take a moment to find out, in which
-// nobody else may get it: Opened says so afterwards.
+// cannot be had. Who the reader is may take a moment to find out: Opened says so
+// afterwards, and until then no event of this secret is told.
 func (s *Secret) Claim() (*Claim, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -247,20 +275,18 @@ func (s *Secret) Claim() (*Claim, error) {
 	c := &Claim{s: s}
 	_ = s.to(Claimed) // only Spent wipes
 	s.claim = c
-	s.last, s.lastAt, s.sent, s.whole = nil, s.changed, 0, false
+	s.latest, s.lastAt, s.sent, s.whole = c, s.changed, 0, false
+	s.tellOf(c, Event{Kind: Claiming})
 	return c, nil
 }
 
-// Opened says who made the claim, once, before anything else is done with it.
+// Opened says who made the claim, once. The claim may be over by then.
 func (c *Claim) Opened(r Reader) {
 	s := c.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c.reader = &r
-	if s.claim == c {
-		s.last = c.reader
-	}
-	s.tell(Event{Kind: Claiming, Reader: c.reader})
+	s.tellKnown(false)
 }
 
 // Valid returns nil while the claim may still be served, else ErrRevoked.
@@ -355,7 +381,7 @@ func (c *Claim) end(kind Kind, limit string) {
 		next = Spent
 	}
 	err := s.to(next)
-	s.tell(Event{Kind: kind, Op: limit, Reader: c.reader, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
+	s.tellOf(c, Event{Kind: kind, Op: limit, Sent: c.sent, Whole: c.began && c.prefix == s.size, Err: err})
 	if late {
 		s.tell(Event{Kind: Expiry, Op: "expire"})
 	}
@@ -416,6 +442,7 @@ func (s *Secret) revoked() {
 func (s *Secret) Destroy() error {
 	s.mu.Lock()
 	if s.state == Spent {
+		s.tellKnown(true)
 		s.mu.Unlock()
 		return nil
 	}
@@ -462,10 +489,11 @@ func (s *Secret) takeBack(next State, e Event) error {
 		if c.hold != nil {
 			c.hold.Stop()
 		}
-		e.Reader, e.Sent, e.Whole = c.reader, c.sent, c.began && c.prefix == s.size
+		e.Sent, e.Whole = c.sent, c.began && c.prefix == s.size
 	}
 	e.Err = s.to(next)
-	s.tell(e)
+	s.tellOf(c, e)
+	s.tellKnown(true) // whoever was to say who it was may be gone
 	s.mu.Unlock()
 	if c != nil {
 		s.revoked()
@@ -518,8 +546,8 @@ func (s *Secret) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := Status{State: s.state, Size: s.size, Left: s.left, Changed: s.changed, Sent: s.sent, Whole: s.whole, Attempts: s.attempts}
-	if s.last != nil {
-		r, at := *s.last, s.lastAt
+	if s.latest != nil && s.latest.reader != nil {
+		r, at := *s.latest.reader, s.lastAt
 		st.Reader, st.ReadAt = &r, &at
 	}
 	return st

@@ -511,6 +511,39 @@ func TestC20_FloodIsCounted(t *testing.T) {
 	})
 }
 
+// Who made a claim may be known only after it is over. What happened meanwhile
+// is told then, in its order, and each event names its own reader.
+func TestC20_EventsWaitForTheirReader(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 1}, Options{Observe: r.observe})
+	first, _ := s.Claim()
+	first.Close()
+	second, _ := s.Claim()
+	dog := Reader{PID: 7, Exe: "/bin/dog"}
+	second.Opened(dog)
+	deliver(second, 0, 1)
+	second.Close()
+	r.want(t)
+	first.Opened(cat)
+	r.want(t, Claiming, GiveBack, Claiming, Delivery)
+	for i, want := range []Reader{cat, cat, dog, dog} {
+		if got := r.events[i].Reader; got == nil || *got != want {
+			t.Errorf("event %d names %v, and it was %v", i, got, want)
+		}
+	}
+}
+
+// At the end nothing stays untold.
+func TestC20_DestroyTellsWhatWaited(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 1}, Options{Observe: r.observe})
+	c, _ := s.Claim()
+	s.Destroy()
+	r.want(t, Claiming, Destroyed)
+	c.Opened(cat)
+	r.want(t, Claiming, Destroyed)
+}
+
 func TestC3_OneWinner(t *testing.T) {
 	for range 100 {
 		f := &fake{size: 1}

@@ -122,7 +122,7 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 	}
 	w.cmd = exec.Command(binary, Command, string(how), path, erasable)
 	w.cmd.Args[0] = "oncefs"
-	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"}
+	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=1"}
 	w.cmd.ExtraFiles = theirs[:]
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{
 		// A terminal's interrupt is for the serving process, which then asks us.
