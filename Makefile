@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZTIME ?= 5s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo deps test unit integration man fuzz race attack cost clean
+.PHONY: help build demo deps test unit integration man fuzz race attack bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +46,8 @@ fuzz: ## every fuzz target for FUZZTIME
 attack: deps build ## root scans, faults are injected, hostile readers try
 	ci/attack
 
-cost: deps build ## start to content against gpg, in one run
-	ONCEFS_BIN=$(CURDIR)/dist/oncefs $(GO) test -count=1 -v -run 'TestCost' ./integration
+bench: build ## against its peers; writes docs/benchmarks.md, SHORT=1 a smoke test
+	ci/bench
 
 clean:
 	rm -rf dist

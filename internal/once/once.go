@@ -493,7 +493,7 @@ func (s *Secret) takeBack(next State, e Event) error {
 	}
 	e.Err = s.to(next)
 	s.tellOf(c, e)
-	s.tellKnown(true) // whoever was to say who it was may be gone
+	s.tellKnown(next == Spent) // at the end whoever was to say who it was may be gone
 	s.mu.Unlock()
 	if c != nil {
 		s.revoked()

@@ -1,0 +1,189 @@
+// Bench runs the same work through oncefs and its peers on one machine, in one
+// run, and writes tables of ratios, plots and the raw numbers. See
+// docs/benchmarks.md, which it writes, and ci/bench, which calls it.
+//
+// It is a module of its own so that the product's go.mod stays without peers.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+func main() {
+	if len(os.Args) > 1 {
+		// The peers that are libraries are this binary too.
+		switch os.Args[1] {
+		case "serve-gofuse":
+			exit(serveGoFuse(os.Args[2:]))
+		case "serve-bazil":
+			exit(serveBazil(os.Args[2:]))
+		}
+	}
+	exit(run())
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// A work is one section of the page.
+type work struct {
+	name string
+	run  func(*bench) error
+}
+
+var works = []work{
+	{"start", (*bench).start},
+	{"read", (*bench).read},
+	{"race", (*bench).race},
+	{"afterwards", (*bench).afterwards},
+	{"size", (*bench).size},
+	{"growth", (*bench).growth},
+}
+
+func run() error {
+	short := flag.Bool("short", false, "small sizes and few rounds: a smoke test that judges no time")
+	only := flag.String("only", "", "comma-separated `works`: start, read, race, afterwards, size, growth")
+	binary := flag.String("oncefs", "dist/oncefs", "the `binary` under test")
+	out := flag.String("out", "", "`directory` for benchmarks.md, benchmarks.json and the plots; none: print only")
+	from := flag.String("from", "", "write the page again from the raw numbers in this `file`")
+	flag.Parse()
+	if *from != "" {
+		r, err := load(*from)
+		if err != nil {
+			return err
+		}
+		return r.write(*out)
+	}
+	abs, err := filepath.Abs(*binary)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "oncefs-bench-")
+	if err != nil {
+		return err
+	}
+	b := &bench{short: *short, oncefs: abs, dir: dir, gpgHome: filepath.Join(dir, "gpg"), record: &record{}}
+	defer b.close()
+	if err := os.Mkdir(b.gpgHome, 0o700); err != nil {
+		return err
+	}
+	if err := b.record.describe(b); err != nil {
+		return err
+	}
+	begin := time.Now()
+	for _, w := range works {
+		if *only != "" && !strings.Contains(","+*only+",", ","+w.name+",") {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "== %s (%.0f s)\n", w.name, time.Since(begin).Seconds())
+		if err := w.run(b); err != nil {
+			return fmt.Errorf("%s: %w", w.name, err)
+		}
+	}
+	b.record.Seconds = time.Since(begin).Seconds()
+	if *out != "" {
+		return b.record.write(*out)
+	}
+	return b.record.page(os.Stdout)
+}
+
+// bench is one run: where it works, and what it has measured.
+type bench struct {
+	short   bool
+	oncefs  string // the binary
+	dir     string
+	gpgHome string
+	record  *record
+	last    int // directory that fresh made
+}
+
+func (b *bench) close() {
+	// gpg's agent was started for its S2K count.
+	exec.Command("gpgconf", "--homedir", b.gpgHome, "--kill", "all").Run()
+	// Whatever a failed work left mounted must not be walked into.
+	if err := unmountBelow(b.dir); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return
+	}
+	os.RemoveAll(b.dir)
+}
+
+// fresh makes an empty directory of its own.
+func (b *bench) fresh() (string, error) {
+	b.last++
+	dir := filepath.Join(b.dir, fmt.Sprint(b.last))
+	return dir, os.Mkdir(dir, 0o700)
+}
+
+// rounds is how often something is measured.
+func (b *bench) rounds(full int) int {
+	if b.short {
+		return min(full, 2)
+	}
+	return full
+}
+
+// interleave calls every measurement once a round, A B A B, so that what else
+// happens on the machine falls on all alike. Each value goes to the series of
+// its name. A peer that fails is left out with its reason.
+func (b *bench) interleave(rounds int, unit string, ms []measurement) error {
+	failed := map[int]bool{}
+	for round := range rounds {
+		for i, m := range ms {
+			if failed[i] || m.every > 1 && round%m.every != 0 {
+				continue
+			}
+			v, err := m.run()
+			if err != nil {
+				if m.must {
+					return fmt.Errorf("%s, %s: %w", m.peer, m.of, err)
+				}
+				failed[i] = true
+				b.record.leaveOut(m.work, m.peer, m.of, err)
+				continue
+			}
+			b.record.add(m.work, m.peer, m.of, unit, v)
+		}
+	}
+	return nil
+}
+
+// A measurement is one peer at one piece of work.
+type measurement struct {
+	work, peer, of string
+	must           bool // a failure ends the run: ours, and what we compare with
+	every          int  // only every so many rounds, for what takes long
+	run            func() (float64, error)
+}
+
+var errMissing = errors.New("not installed here")
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// readFull reads all of a file as a program would, and tells whether it is the
+// content that was meant.
+func readWhole(path string, want []byte) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(f, got); err != nil {
+		return err
+	}
+	return same(got, want)
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// write writes the raw numbers, the plots and the page into a directory, and
+// prints what holds.
+func (r *record) write(dir string) error {
+	raw, err := json.MarshalIndent(r, "", "\t")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.json"), append(raw, '\n'), 0o644); err != nil {
+		return err
+	}
+	if err := r.plots(dir); err != nil {
+		return err
+	}
+	page, err := os.Create(filepath.Join(dir, "benchmarks.md"))
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(r.page(page), page.Close()); err != nil {
+		return err
+	}
+	return r.targets(os.Stdout)
+}
+
+// section is a table of the page: a row for each peer.
+type section struct {
+	work, title, text string
+	base              string // the peer that others are compared with
+	plot              string // file name, without .svg
+}
+
+var sections = []section{
+	{"start", "Start to content", "From exec to the last byte in the reader's hands. `gpg -d` is the floor: it decrypts to a pipe and protects nothing. The times of oncefs hold the mount, the removal of the passphrase file and the sandbox. *gpg + inotify* is the old way: gpg to a file, then the watcher, then the read. age with a key file stretches no passphrase; its passphrase takes scrypt of about a second by design, as does gocryptfs.", "gpg -d", "benchmarks-start"},
+	{"one read", "One read", "Open, read 1 KiB, close, by a reader in another process than the server. Every open of oncefs is a claim, with its two lines in the event log and the look-up of who reads.", "go-fuse memory file", "benchmarks-read"},
+	{"throughput", "Throughput", "One large file, read 1 MiB a call.", "go-fuse memory file", ""},
+	{"too late", "Too late", "The open of a secret that is spent, against the open of a name that never was.", "go-fuse, no such name", ""},
+	{"race", "The race", "So many processes at one secret of 16 KiB at the same moment. The rightful outcome is one that got all, none that got a part, none that hung.", "", ""},
+	{"race time", "The race: until the last has its answer", "", "oncefs", "benchmarks-race"},
+	{"race cost", "The race: for each process", "", "oncefs", ""},
+	{"afterwards", "Afterwards", "What root finds of the secret after one read: in the memory of the peer's processes (`/proc/PID/mem`), at its path, and on the disk (every byte of the filesystem's image).", "", ""},
+	{"size", "Size", "While one secret of 4 KiB is served and nobody reads. The image of oncefs is its binary: it is static and needs nothing else.", "", ""},
+	{"growth", "Growth", "Many secrets in one mount, and many mounts of one secret each.", "", "benchmarks-growth"},
+}
+
+func (r *record) page(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString("# Benchmarks\n\n`make bench` wrote this page from one run on one machine; the raw numbers are in [benchmarks.json](benchmarks.json). " +
+		"Rounds are interleaved, every value is a median, and a ratio is the median of the ratios of each round. Compare ratios, not times: those are this machine's.\n\n")
+	for _, l := range append(slices.Clone(r.Machine), r.Programs...) {
+		fmt.Fprintf(&b, "- %s\n", l)
+	}
+	fmt.Fprintf(&b, "- the run took %.0f minutes\n", r.Seconds/60)
+	b.WriteString("\n## Targets\n\n")
+	if err := r.targets(&b); err != nil {
+		return err
+	}
+	for _, s := range sections {
+		r.table(&b, s)
+	}
+	if len(r.LeftOut) > 0 {
+		b.WriteString("\n## Left out\n\n")
+		for _, o := range r.LeftOut {
+			why, _, _ := strings.Cut(o.Why, "\n")
+			fmt.Fprintf(&b, "- %s, %s %s: %s\n", o.Work, o.Peer, o.Of, why)
+		}
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// table has a row for each thing measured and a column for each peer.
+func (r *record) table(b *strings.Builder, s section) {
+	var peers, ofs []string
+	for _, x := range r.Series {
+		if x.Work == s.work {
+			if !slices.Contains(peers, x.Peer) {
+				peers = append(peers, x.Peer)
+			}
+			if !slices.Contains(ofs, x.Of) {
+				ofs = append(ofs, x.Of)
+			}
+		}
+	}
+	if len(peers) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n## %s\n\n", s.title)
+	if s.text != "" {
+		fmt.Fprintf(b, "%s\n\n", s.text)
+	}
+	if s.plot != "" {
+		fmt.Fprintf(b, "![%s](%s.svg)\n\n", s.title, s.plot)
+	}
+	fmt.Fprintf(b, "| | %s |\n|---|%s\n", strings.Join(peers, " | "), strings.Repeat("---:|", len(peers)))
+	for _, of := range ofs {
+		fmt.Fprintf(b, "| %s |", of)
+		for _, peer := range peers {
+			x := r.find(s.work, peer, of)
+			if x == nil {
+				b.WriteString(" |")
+				continue
+			}
+			fmt.Fprintf(b, " %s", short(median(x.Values), x.Unit))
+			if q, ok := ratio(x, r.find(s.work, s.base, of)); ok && peer != s.base {
+				fmt.Fprintf(b, " (%.2f×)", q)
+			}
+			b.WriteString(" |")
+		}
+		b.WriteString("\n")
+	}
+}
+
+// short gives a value three digits.
+func short(v float64, unit string) string {
+	digits := 0
+	switch {
+	case v == float64(int(v)):
+	case v < 10:
+		digits = 2
+	case v < 100:
+		digits = 1
+	}
+	if unit == "us" {
+		unit = "µs"
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.*f %s", digits, v, unit))
+}
+
+// A target is a ratio or a size that is to hold in one run.
+type target struct {
+	what string
+	most float64
+	got  func(*record) (float64, bool)
+}
+
+func of(work, peer, of, base, baseOf string) func(*record) (float64, bool) {
+	return func(r *record) (float64, bool) { return ratio(r.find(work, peer, of), r.find(work, base, baseOf)) }
+}
+
+func value(work, peer, of string) func(*record) (float64, bool) {
+	return func(r *record) (float64, bool) {
+		s := r.find(work, peer, of)
+		if s == nil {
+			return 0, false
+		}
+		return median(s.Values), true
+	}
+}
+
+// targets prints which hold, and which do not.
+func (r *record) targets(w io.Writer) error {
+	var all []target
+	for _, size := range sizes {
+		most := 0.8
+		if size.bytes > 1<<20 {
+			most = 0.9
+		}
+		for _, how := range []string{"default S2K", "written by oncefs encrypt"} {
+			name := size.name + ", " + how
+			all = append(all, target{"start to content of " + name + ", of gpg -d", most, of("start", "oncefs mount", name, "gpg -d", name)})
+		}
+	}
+	all = append(all,
+		target{"one read, of go-fuse's memory file", 0.5, of("one read", "oncefs", "p50", "go-fuse memory file", "p50")},
+		// A rate: the other way round, so that less is better here too.
+		target{"time of a 64 MiB read, of go-fuse's memory file", 1.0, of("throughput", "go-fuse memory file", "64 MiB", "oncefs", "64 MiB")},
+		target{"an open that comes too late, of a plain ENOENT on go-fuse", 1.5, of("too late", "oncefs, spent", "p50", "go-fuse, no such name", "p50")},
+		target{"winners of a race of 1000", 1, value("race", "oncefs", "1000 readers, got all")},
+		target{"winners of a race of 10000", 1, value("race", "oncefs", "10000 readers, got all")},
+		target{"wake-ups per second while idle", 0, value("size", "oncefs", "wake-ups per second, idle")},
+		target{"MiB resident while idle, all processes (PSS)", 12, value("size", "oncefs", "resident, shared pages divided (PSS)")},
+		target{"KiB for each of 1000 secrets, beyond their size", 32, value("growth", "oncefs", "1000 secrets, memory each beyond their size")},
+		target{"copies that root finds in memory after the read", 0, value("afterwards", "oncefs", "copies in its processes' memory")},
+	)
+	var b strings.Builder
+	b.WriteString("| | at most | measured | holds |\n|---|---:|---:|---|\n")
+	for _, t := range all {
+		got, ok := t.got(r)
+		if !ok {
+			continue
+		}
+		holds := "yes"
+		if got > t.most {
+			holds = "**no**"
+		}
+		fmt.Fprintf(&b, "| %s | %g | %.2f | %s |\n", t.what, t.most, got, holds)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
