@@ -56,7 +56,7 @@ var arrows = map[string][]string{
 	"oncefs/internal/mountpoint": {},
 	"oncefs/internal/erase":      {},
 	"oncefs/internal/process":    {},
-	"oncefs/internal/supervisor": {},
+	"oncefs/internal/supervisor": {"oncefs/internal/process"},
 	"oncefs/internal/private":    {"oncefs/internal/sandbox"},
 }
 

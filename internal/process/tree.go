@@ -3,6 +3,7 @@ package process
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -44,6 +45,22 @@ func descends(pid, ancestor uint32) (is, known bool) {
 		child = parent
 	}
 	return false, true
+}
+
+// Children lists the children of a process, also those that have ended and were
+// not waited for.
+func Children(of int) (pids []int) {
+	all, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range all {
+		pid, err := strconv.ParseUint(filepath.Base(path), 10, 32)
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(uint32(pid)); err == nil && int(s.parent) == of {
+			pids = append(pids, int(pid))
+		}
+	}
+	return pids
 }
 
 type stat struct {

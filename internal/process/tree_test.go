@@ -3,6 +3,7 @@ package process
 import (
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 )
 
@@ -38,5 +39,16 @@ func TestDescends(t *testing.T) {
 		if got := Descends(c.pid, c.of); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+func TestChildren(t *testing.T) {
+	pid, end := other(t)
+	if got := Children(os.Getpid()); !slices.Contains(got, int(pid)) {
+		t.Errorf("%v, without %d", got, pid)
+	}
+	end()
+	if got := Children(os.Getpid()); slices.Contains(got, int(pid)) {
+		t.Errorf("%v, with %d", got, pid)
 	}
 }

@@ -6,12 +6,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
-	"strconv"
-	"strings"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"oncefs/internal/process"
 )
 
 // A link is one end of a socket pair on which two of our processes say lines to
@@ -130,39 +130,6 @@ func (r *reaper) reap(known ...*child) {
 // ownChildren lists the children of this process, zombies too, but for one.
 // Nobody but the caller's goroutine reaps, so none of the numbers can be used
 // again before it does.
-func ownChildren(except int) (pids []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
-	self := os.Getpid()
-	for _, path := range stats {
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		if err != nil || pid == except {
-			continue
-		}
-		if parent(path) == self {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
-
-// parent is the fourth field of proc_pid_stat(5); the second is in brackets and
-// may hold anything.
-func parent(stat string) int {
-	f, err := os.Open(stat)
-	if err != nil {
-		return -1
-	}
-	defer f.Close()
-	buf := make([]byte, 512)
-	n, _ := f.Read(buf)
-	text := string(buf[:n])
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(fields) < 2 {
-		return -1
-	}
-	ppid, err := strconv.Atoi(fields[1])
-	if err != nil {
-		return -1
-	}
-	return ppid
+func ownChildren(except int) []int {
+	return slices.DeleteFunc(process.Children(os.Getpid()), func(pid int) bool { return pid == except })
 }

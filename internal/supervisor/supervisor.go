@@ -93,6 +93,7 @@ type supervisor struct {
 	running  bool      // the launcher is the command now
 	stopping bool      // somebody wants it to end
 	ended    time.Time // when the command did
+	cleared  bool      // nothing is left of it
 	reply    string    // of the server to an order
 	timer    <-chan time.Time
 	rested   bool // the timer has fired
@@ -210,7 +211,8 @@ func next(last, first, ran time.Duration) time.Duration {
 
 // again tells whether the command is to be started again.
 func (s *supervisor) again() bool {
-	if s.stopping || s.gone || s.server.ended {
+	// What is left of one start must not get what the next is served.
+	if s.stopping || s.gone || s.server.ended || !s.cleared {
 		return false
 	}
 	return s.Restart == Always || s.Restart == OnFailure && code(s.launcher.status) != 0
@@ -404,9 +406,14 @@ func (s *supervisor) clear() {
 	if s.server != nil {
 		except = s.server.pid
 	}
-	if n := killAll(s.reap, except, leftGrace, s.server, s.launcher); n > 0 && s.running {
+	n, gone := killAll(s.reap, except, leftGrace, s.server, s.launcher)
+	if n > 0 && s.running {
 		s.Tell(slog.LevelWarn, "leftovers-ended", slog.Int("count", n))
 	}
+	if !gone {
+		s.Tell(slog.LevelError, "leftovers-remain")
+	}
+	s.cleared = gone
 }
 
 // end takes everything down.
@@ -431,8 +438,9 @@ func (s *supervisor) end() {
 }
 
 // killAll ends all children but one: SIGTERM, and after the grace SIGKILL. What
-// they leave comes to us and is ended too. It returns how many there were.
-func killAll(r *reaper, except int, grace time.Duration, known ...*child) int {
+// they leave comes to us and is ended too. It returns how many there were, and
+// whether all are gone: one may hang in the kernel, or they may be too many.
+func killAll(r *reaper, except int, grace time.Duration, known ...*child) (n int, gone bool) {
 	asked := map[int]bool{}
 	kill, giveUp := time.After(grace), time.After(2*grace)
 	force := false
@@ -440,7 +448,7 @@ func killAll(r *reaper, except int, grace time.Duration, known ...*child) int {
 		r.reap(known...)
 		left := ownChildren(except)
 		if len(left) == 0 {
-			return len(asked)
+			return len(asked), true
 		}
 		for _, pid := range left {
 			if force {
@@ -455,7 +463,7 @@ func killAll(r *reaper, except int, grace time.Duration, known ...*child) int {
 		case <-kill:
 			force = true
 		case <-giveUp:
-			return len(asked) // one hangs in the kernel
+			return len(asked), false
 		}
 	}
 }
