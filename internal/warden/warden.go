@@ -136,7 +136,11 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 		w.cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 		w.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 	}
-	if err := w.cmd.Start(); err != nil {
+	err = w.cmd.Start()
+	for _, f := range theirs {
+		f.Close() // or its death could not be seen from ours
+	}
+	if err != nil {
 		w.release.f.Close()
 		w.lookup.f.Close()
 		return nil, fmt.Errorf("start the warden: %w", err)
