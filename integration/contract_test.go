@@ -1,10 +1,12 @@
 package integration
 
 import (
+	"bufio"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
-	"strings"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -80,19 +82,31 @@ func TestC3_Race(t *testing.T) {
 	if os.Getenv("ONCEFS_ROUNDS") != "" {
 		fmt.Sscan(os.Getenv("ONCEFS_ROUNDS"), &rounds)
 	}
+	program := racers(t)
 	for _, procs := range []string{"", "1"} {
 		for _, over := range []string{"directory", "file"} {
 			t.Run(over+procs, func(t *testing.T) {
 				d := rig.NewDir(t, []byte(content))
 				for range rounds {
-					raceOnce(t, d, over, procs)
+					raceOnce(t, program, d, over, procs)
 				}
 			})
 		}
 	}
 }
 
-func raceOnce(t *testing.T, d *rig.Dir, over, procs string) {
+// racers compiles the program that races.
+func racers(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "racers")
+	cc := exec.Command(rig.Need(t, "gcc", "gcc libc6-dev"), "-O1", "-o", path, "testdata/racers.c")
+	if r := rig.Exec(t, cc); r.Code != 0 {
+		t.Fatalf("gcc: %s", r.Err)
+	}
+	return path
+}
+
+func raceOnce(t *testing.T, racers string, d *rig.Dir, over, procs string) {
 	d.WritePass()
 	target := d.Conf
 	if over == "file" {
@@ -108,25 +122,32 @@ func raceOnce(t *testing.T, d *rig.Dir, over, procs string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	self, _ := os.Executable()
-	var readers []*exec.Cmd
-	var outs []*strings.Builder
-	for range 200 {
-		c, out := exec.Command(self, "reader", "race", d.Secret()), &strings.Builder{}
-		c.ExtraFiles, c.Stdout = []*os.File{gate}, out
-		if err := c.Start(); err != nil {
-			t.Fatal(err)
-		}
-		readers, outs = append(readers, c), append(outs, out)
+	defer open.Close()
+	readers := exec.Command(racers, d.Secret(), "200")
+	readers.ExtraFiles, readers.Stderr = []*os.File{gate}, os.Stderr
+	out, err := readers.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := readers.Start(); err != nil {
+		t.Fatal(err)
 	}
 	gate.Close()
-	open.Close()
 	got := map[string]int{}
-	for i, c := range readers {
-		c.Wait()
-		got[strings.TrimSpace(outs[i].String())]++
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if lines.Text() == "ready" {
+			open.Close() // all of them stand at the gate
+			continue
+		}
+		got[lines.Text()]++
 	}
-	if len(got) != 2 || got[sum([]byte(content))] != 1 || got["ENOENT"] != 199 {
+	if err := readers.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	h := fnv.New64a()
+	h.Write([]byte(content))
+	whole := fmt.Sprintf("%d bytes %016x", len(content), h.Sum64())
+	if len(got) != 2 || got[whole] != 1 || got["ENOENT"] != 199 {
 		t.Fatalf("%v", got)
 	}
 	m.Signal(syscall.SIGTERM)

@@ -19,27 +19,10 @@ import (
 // reader does the operations that come on standard input, a line each, and
 // answers a line each. Descriptors are numbered from 0 in the order of opening.
 func reader(args []string) int {
-	if len(args) == 2 && args[0] == "race" {
-		return race(args[1])
-	}
 	r := &ops{}
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		fmt.Println(r.do(strings.Split(lines.Text(), "\t")))
 	}
-	return 0
-}
-
-// race waits until descriptor 3 is at its end, reads the file, and prints what
-// it got: a sum of all of it, or an error.
-func race(path string) int {
-	var b [1]byte
-	unix.Read(3, b[:])
-	content, err := os.ReadFile(path)
-	if err != nil {
-		fmt.Println(name(err))
-		return 0
-	}
-	fmt.Println(sum(content))
 	return 0
 }
 
