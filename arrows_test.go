@@ -44,11 +44,12 @@ func packages(t *testing.T) []pkg {
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
 		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
-		"oncefs/internal/policy", "oncefs/internal/supervisor", "oncefs/internal/private"},
+		"oncefs/internal/policy", "oncefs/internal/alarm", "oncefs/internal/supervisor", "oncefs/internal/private"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase", "oncefs/internal/sandbox"},
 	"oncefs/internal/policy":     {"oncefs/internal/process"},
+	"oncefs/internal/alarm":      {},
 	"oncefs/crypto":              {},
 	"oncefs/internal/once":       {},
 	"oncefs/internal/secretmem":  {},

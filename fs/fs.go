@@ -372,7 +372,7 @@ func (s *Server) turnAway(r fuse.Request, f *file, kind once.Kind, op string, er
 	if no := (*errNotAllowed)(nil); errors.As(err, &no) {
 		why = no.Error()
 	}
-	tell := f.Secret.Attempt(kind, op, why)
+	tell := f.Secret.Attempt(kind, op, why, r.Hdr().Pid)
 	if tell == nil {
 		r.RespondError(errno(err))
 		return

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -96,8 +97,18 @@ func (e *events) close() {
 	}
 }
 
-// observe returns the observer of one secret.
-func (e *events) observe(path string) func(once.Event) {
+// json is the line as a JSON log has it, wherever the log goes.
+func (r record) json() []byte {
+	var line bytes.Buffer
+	rec := slog.NewRecord(r.at, r.level, r.name, 0)
+	rec.AddAttrs(r.attrs...)
+	_ = slog.NewJSONHandler(&line, nil).Handle(context.Background(), rec) // a buffer takes all
+	return line.Bytes()
+}
+
+// observe returns the observer of one secret. What it makes of an intrusion is
+// passed on.
+func (e *events) observe(path string, intruded func(once.Event, record)) func(once.Event) {
 	return func(ev once.Event) {
 		attrs := []slog.Attr{slog.String("path", path)}
 		level := slog.LevelInfo
@@ -125,6 +136,14 @@ func (e *events) observe(path string) func(once.Event) {
 			level = slog.LevelError
 			attrs = append(attrs, slog.String("error", ev.Err.Error()))
 		}
-		e.put(record{at: ev.Time, level: level, name: string(ev.Kind), attrs: attrs})
+		intruder := intrusion(ev)
+		if intruder {
+			attrs = append(attrs, slog.Bool("intrusion", true))
+		}
+		line := record{at: ev.Time, level: level, name: string(ev.Kind), attrs: attrs}
+		e.put(line)
+		if intruder {
+			intruded(ev, line)
+		}
 	}
 }

@@ -44,6 +44,7 @@ const (
 	exitGivenUp     = 64
 	exitChanged     = 65
 	exitNotReplaced = 66
+	exitIntrusion   = 70
 	exitUsage       = 80
 	exitClaimed     = 90
 	exitSpent       = 91
@@ -188,6 +189,8 @@ var exits = []exit{
 		advice: "name a file with -o, pipe it into the program that wants it, or show it all the same with --tty"},
 	{code: exitExists, meaning: "the output is there already", is: []error{errExists},
 		advice: "choose another name with -o, or overwrite it with --force"},
+	{code: exitIntrusion, meaning: "stopped by --on-intrusion exit: somebody else was refused or came late", is: []error{errIntrusion},
+		advice: "find out who it was before you serve the secret again; who may read is said with --reader-uid and --reader-exe"},
 	{code: exitNoCommand, meaning: "run: there is no such command", is: []error{errMissing},
 		advice: "name it by its path, or put its directory into PATH"},
 	{code: exitNotExec, meaning: "run: the command cannot be executed", is: []error{errNotExecutable},

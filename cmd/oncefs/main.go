@@ -9,6 +9,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"oncefs/internal/alarm"
 	"oncefs/internal/decryptor"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/warden"
@@ -36,6 +37,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 			return completeMain(args[2:], stdout, stderr)
 		case decryptor.Command:
 			return decryptor.Main(args[2:])
+		case alarm.Command:
+			return alarm.Main(args[2:])
 		case warden.Command:
 			return warden.Main(args[2:])
 		case internalEdit:

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/fs"
+	"oncefs/internal/alarm"
 	"oncefs/internal/decryptor"
 	"oncefs/internal/erase"
 	"oncefs/internal/mountpoint"
@@ -55,6 +56,7 @@ type mountFlags struct {
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp,private" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp; for run also private."`
 
 	readerFlags
+	OnIntrusion reaction `default:"log" placeholder:"log|exit|exec:COMMAND" help:"What to do when somebody else is refused or comes late: write it to the log, and then nothing, or end with exit status 70, or start COMMAND with the event as JSON on its standard input."`
 }
 
 type mountCmd struct {
@@ -216,7 +218,9 @@ type mounting struct {
 	store      *secretmem.Store
 	point      *mountpoint.Point
 	policy     *policy.Policy
-	passphrase *erase.File // nil when asked at the terminal
+	tripwire   *tripwire
+	alarm      *alarm.Alarm // nil without a command
+	passphrase *erase.File  // nil when asked at the terminal
 	terminal   *os.File
 	encrypted  []*os.File
 	under      *os.File
@@ -281,6 +285,10 @@ func (m *mounting) start(ctx context.Context) error {
 	if m.policy, err = m.readerFlags.policy(); err != nil {
 		return err
 	}
+	if err := m.OnIntrusion.find(); err != nil {
+		return err
+	}
+	m.tripwire = newTripwire(m.OnIntrusion)
 	uid, gid, err := m.owner()
 	if err != nil {
 		return err
@@ -302,6 +310,12 @@ func (m *mounting) start(ctx context.Context) error {
 	}
 	if m.warden, err = warden.Start(m.binary, m.point, m.erasable()); err != nil {
 		return err
+	}
+	if m.OnIntrusion.command != "" {
+		if m.alarm, err = alarm.Start(m.binary, m.OnIntrusion.command); err != nil {
+			return err
+		}
+		go m.raise()
 	}
 	// Everything that needed /proc/self is done.
 	if err := sandbox.Hide(); err != nil {
@@ -357,7 +371,7 @@ func (m *mounting) erasable() string {
 // observer tells the events of one secret. Over a file, one that expired takes
 // its name with it.
 func (m *mounting) observer(path string) func(once.Event) {
-	tell := m.events.observe(path)
+	tell := m.events.observe(path, m.tripwire.pull)
 	return func(e once.Event) {
 		tell(e)
 		if e.Kind == once.Expiry && m.point.File {
@@ -587,6 +601,9 @@ func (m *mounting) serve(ctx context.Context) error {
 			return fmt.Errorf("serve %s: %w", m.point.Path, err)
 		}
 		return nil
+	case e := <-m.tripwire.intruded:
+		m.events.tell(slog.LevelError, "stopping", slog.String("path", m.point.Path), slog.String("because", "intrusion"))
+		return intruder(m.point.Path, e)
 	case <-ctx.Done():
 	}
 	m.events.tell(slog.LevelInfo, "stopping", slog.String("path", m.point.Path))
@@ -637,6 +654,9 @@ func (m *mounting) close() {
 	}
 	if m.warden != nil {
 		m.warden.Close()
+	}
+	if m.alarm != nil {
+		m.alarm.Close()
 	}
 	for _, f := range append(m.encrypted, m.under, m.terminal) {
 		if f != nil {

@@ -122,6 +122,7 @@ type Event struct {
 	Op         string  // the attempted act, for refusals and late attempts; the limit, for an expiry
 	Why        string  // for a refusal: what the reader lacks; "" where nobody may do it
 	Reader     *Reader // nil where nobody asked
+	Had        *Reader // for a late attempt: who had the latest claim, empty if that is not known; nil if nobody had
 	Sent, Size int64
 	Whole      bool
 	Left       int   // reads that are left
@@ -167,17 +168,18 @@ type Secret struct {
 	lastAt     time.Time // when it was made
 	sent       int64     // by the latest claim
 	whole      bool
-	attempts   int64 // late and refused, in all
+	counts     Counts
 	untold     int64
-	toldAt     time.Time
+	lately     map[teller]time.Time // attempts that were told within tellEvery
 	onRevoke   func()
 	untellable []told // events in order, from the first whose reader is not known yet
 }
 
-// told is an event, and the claim whose reader it names.
+// told is an event, and the claims whose readers it names.
 type told struct {
 	Event
-	by *Claim
+	by  *Claim // is Event.Reader; nil to leave it
+	had *Claim // is Event.Had; nil to leave it
 }
 
 // New seals the bytes. The secret owns them from here on.
@@ -223,14 +225,20 @@ func (s *Secret) to(next State) error {
 
 func (s *Secret) tell(e Event) { s.tellOf(nil, e) }
 
-// tellOf tells of an event of a claim: now, or once it is known who made the
-// claims so far. The order stays that of the changes.
+// tellOf counts a change, of a claim or of none, and tells it.
 func (s *Secret) tellOf(c *Claim, e Event) {
+	s.counts.add(e.Kind)
+	s.queue(told{Event: e, by: c})
+}
+
+// queue tells an event: now, or once it is known who made the claims so far. The
+// order stays that of the changes.
+func (s *Secret) queue(next told) {
 	if s.opts.Observe == nil {
 		return
 	}
-	e.Time, e.Size, e.Left = time.Now(), s.size, s.left
-	s.untellable = append(s.untellable, told{e, c})
+	next.Time, next.Size, next.Left = time.Now(), s.size, s.left
+	s.untellable = append(s.untellable, next)
 	s.tellKnown(false)
 }
 
@@ -238,11 +246,17 @@ func (s *Secret) tellOf(c *Claim, e Event) {
 func (s *Secret) tellKnown(all bool) {
 	for len(s.untellable) > 0 {
 		next := s.untellable[0]
+		if !all && (!next.by.known() || !next.had.known()) {
+			return
+		}
 		if next.by != nil {
-			if next.by.reader == nil && !all {
-				return
-			}
 			next.Reader = next.by.reader
+		}
+		if next.had != nil {
+			// Somebody had it, whoever that was: nil would say that nobody had.
+			if next.Had = next.had.reader; next.Had == nil {
+				next.Had = &Reader{}
+			}
 		}
 		s.untellable = s.untellable[1:]
 		s.opts.Observe(next.Event)
@@ -259,6 +273,10 @@ type Claim struct {
 	prefix int64 // bytes that went out in order from the start
 	hold   *time.Timer
 }
+
+// known tells whether it is known who made the claim. Of none there is nothing to
+// know.
+func (c *Claim) known() bool { return c == nil || c.reader != nil }
 
 // Claim takes the secret for a reader. It returns ErrClaimed or ErrSpent if it
 // cannot be had. Who the reader is may take a moment to find out: Opened says so
@@ -501,30 +519,79 @@ func (s *Secret) takeBack(next State, e Event) error {
 	return e.Err
 }
 
-// tellEvery is how often attempts of a flood are told; the rest are counted.
-const tellEvery = time.Second
+// Of a flood of attempts one a second is told of each process, and of all
+// processes no more than tellMost.
+const (
+	tellEvery = time.Second
+	tellMost  = 16
+)
 
-// Attempt notes an act that was turned away. Of a flood one a second is told,
-// with the number of those before it that were not; the rest are counted. For
-// one to be told it returns the function that tells who made it, else nil. why
-// says what a reader lacks who is not allowed, or is "".
-func (s *Secret) Attempt(kind Kind, op, why string) (tell func(Reader)) {
+// A teller is what one attempt a second is told of.
+type teller struct {
+	kind Kind
+	pid  uint32
+}
+
+// Attempt notes an act that was turned away. Of a flood some are told, with the
+// number of those before them that were not; the rest are counted. For one to be
+// told it returns the function that tells who made it, else nil. why says what a
+// reader lacks who is not allowed, or is "".
+func (s *Secret) Attempt(kind Kind, op, why string, pid uint32) (tell func(Reader)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.attempts++
+	s.counts.add(kind)
 	now := time.Now()
-	if !s.toldAt.IsZero() && now.Sub(s.toldAt) < tellEvery {
+	for t, at := range s.lately {
+		if now.Sub(at) >= tellEvery {
+			delete(s.lately, t)
+		}
+	}
+	t := teller{kind, pid}
+	if _, lately := s.lately[t]; lately || len(s.lately) >= tellMost {
 		s.untold++
 		return nil
 	}
-	s.toldAt = now
-	e := Event{Kind: kind, Op: op, Why: why, Untold: s.untold}
+	if s.lately == nil {
+		s.lately = map[teller]time.Time{}
+	}
+	s.lately[t] = now
+	next := told{Event: Event{Kind: kind, Op: op, Why: why, Untold: s.untold}}
+	if kind == Late {
+		next.had = s.latest
+	}
 	s.untold = 0
 	return func(r Reader) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		e.Reader = &r
-		s.tell(e)
+		next.Reader = &r
+		s.queue(next)
+	}
+}
+
+// Counts are how often something happened to a secret.
+type Counts struct {
+	Claimed   int64 `json:"claimed"`
+	GivenBack int64 `json:"given_back"`
+	Delivered int64 `json:"delivered"`
+	Expired   int64 `json:"expired"`
+	Refused   int64 `json:"refused"` // acts that nobody may do, and readers who may not read
+	Late      int64 `json:"late"`
+}
+
+func (c *Counts) add(k Kind) {
+	switch k {
+	case Claiming:
+		c.Claimed++
+	case GiveBack:
+		c.GivenBack++
+	case Delivery:
+		c.Delivered++
+	case Expiry:
+		c.Expired++
+	case Refusal:
+		c.Refused++
+	case Late:
+		c.Late++
 	}
 }
 
@@ -539,13 +606,15 @@ type Status struct {
 	Sent     int64      `json:"sent"`
 	Whole    bool       `json:"whole"`
 	Attempts int64      `json:"attempts"` // refused and late
+	Counts   Counts     `json:"counts"`
 }
 
 // Status tells all that may be told. Asking changes nothing.
 func (s *Secret) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{State: s.state, Size: s.size, Left: s.left, Changed: s.changed, Sent: s.sent, Whole: s.whole, Attempts: s.attempts}
+	st := Status{State: s.state, Size: s.size, Left: s.left, Changed: s.changed, Sent: s.sent, Whole: s.whole,
+		Attempts: s.counts.Refused + s.counts.Late, Counts: s.counts}
 	if s.latest != nil && s.latest.reader != nil {
 		r, at := *s.latest.reader, s.lastAt
 		st.Reader, st.ReadAt = &r, &at

@@ -488,7 +488,7 @@ func TestC20_FloodIsCounted(t *testing.T) {
 		r := &record{}
 		s := New(&fake{size: 1}, Options{Observe: r.observe})
 		attempt := func() {
-			if tell := s.Attempt(Late, "open", ""); tell != nil {
+			if tell := s.Attempt(Late, "open", "", cat.PID); tell != nil {
 				tell(cat)
 			}
 		}
@@ -542,6 +542,134 @@ func TestC20_DestroyTellsWhatWaited(t *testing.T) {
 	r.want(t, Claiming, Destroyed)
 	c.Opened(cat)
 	r.want(t, Claiming, Destroyed)
+}
+
+// A flood by one process does not hide another, and one by many is bounded.
+func TestC20_FloodHidesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &record{}
+		s := New(&fake{size: 1}, Options{Observe: r.observe})
+		attempt := func(kind Kind, pid uint32) {
+			if tell := s.Attempt(kind, "open", "", pid); tell != nil {
+				tell(Reader{PID: pid})
+			}
+		}
+		for range 1000 {
+			attempt(Late, 1)
+		}
+		attempt(Refusal, 1)
+		attempt(Late, 2)
+		r.want(t, Late, Refusal, Late)
+		for pid := range uint32(1000) {
+			attempt(Late, 10+pid)
+		}
+		if n := len(r.kinds()); n != tellMost {
+			t.Fatalf("%d told", n)
+		}
+		time.Sleep(tellEvery)
+		attempt(Late, 1)
+		if n := len(r.kinds()); n != tellMost+1 {
+			t.Fatalf("%d told after a second", n)
+		}
+		if c := s.Status().Counts; c.Late != 2002 || c.Refused != 1 {
+			t.Fatalf("%+v", c)
+		}
+	})
+}
+
+// Who comes late is told after who has it, and with who that is.
+func TestC20_LateNamesWhoHasIt(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 1}, Options{Observe: r.observe})
+	late := func(pid uint32) { s.Attempt(Late, "open", "", pid)(Reader{PID: pid}) }
+	c, err := s.Claim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	late(1)
+	r.want(t)
+	c.Opened(cat)
+	late(2)
+	deliver(c, 0, 1)
+	c.Close()
+	late(3)
+	r.want(t, Claiming, Late, Late, Delivery, Late)
+	for _, i := range []int{1, 2, 4} {
+		if e := r.events[i]; e.Had == nil || *e.Had != cat || e.Reader.PID == 0 {
+			t.Errorf("%+v", e)
+		}
+	}
+	s = New(&fake{size: 1}, Options{Observe: r.observe})
+	s.Destroy()
+	late(4)
+	if e := r.events[len(r.events)-1]; e.Had != nil {
+		t.Errorf("nobody had it: %+v", e)
+	}
+}
+
+// A late attempt waits for its turn like any event, and names who had it when it
+// was made, not when it is told.
+func TestC20_LateWaitsInOrder(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 1}, Options{Observe: r.observe})
+	late := func(pid uint32) (tell func()) {
+		told := s.Attempt(Late, "open", "", pid)
+		return func() { told(Reader{PID: pid}) }
+	}
+	first, _ := s.Claim()
+	early, slow := late(1), late(2)
+	early()
+	first.Close()
+	second, _ := s.Claim()
+	dog := Reader{PID: 7, Exe: "/bin/dog"}
+	second.Opened(dog)
+	late(3)()
+	slow()
+	r.want(t)
+	first.Opened(cat)
+	r.want(t, Claiming, Late, GiveBack, Claiming, Late, Late)
+	for i, want := range map[int]Reader{1: cat, 4: dog, 5: cat} {
+		if e := r.events[i]; e.Had == nil || *e.Had != want || e.Reader.PID == 0 {
+			t.Errorf("event %d: %+v, and %v had it", i, e, want)
+		}
+	}
+}
+
+// Who had it may never be known. That is not the same as that nobody had it.
+func TestC20_LateAfterSomebodyUnknown(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 1}, Options{Observe: r.observe})
+	if _, err := s.Claim(); err != nil {
+		t.Fatal(err)
+	}
+	s.Attempt(Late, "open", "", cat.PID)(cat)
+	r.want(t)
+	s.Destroy()
+	r.want(t, Claiming, Late, Destroyed)
+	if e := r.events[1]; e.Had == nil || *e.Had != (Reader{}) || *e.Reader != cat {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestC20_Counts(t *testing.T) {
+	s := New(&fake{size: 1}, Options{Reads: 2})
+	first, _ := s.Claim()
+	if got := s.Status().Counts; got != (Counts{Claimed: 1}) {
+		t.Fatalf("before it is known who it is: %+v", got)
+	}
+	first.Close()
+	for range 2 {
+		c := mustClaim(t, s)
+		deliver(c, 0, 1)
+		c.Close()
+	}
+	s.Attempt(Refusal, "open", "", 1)
+	s.Attempt(Late, "open", "", 1)
+	s.Attempt(Late, "open", "", 1)
+	want := Counts{Claimed: 3, GivenBack: 1, Delivered: 2, Refused: 1, Late: 2}
+	if st := s.Status(); st.Counts != want || st.Attempts != 3 {
+		t.Fatalf("%+v, want %+v", st, want)
+	}
 }
 
 func TestC3_OneWinner(t *testing.T) {
@@ -687,7 +815,7 @@ func TestModel(t *testing.T) {
 				}
 			},
 			"attempt": func(t *rapid.T) {
-				if tell := s.Attempt(Late, "open", ""); tell != nil {
+				if tell := s.Attempt(Late, "open", "", cat.PID); tell != nil {
 					tell(cat)
 				}
 			},
