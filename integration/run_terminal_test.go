@@ -26,7 +26,8 @@ type terminal struct {
 	from int // what comes before was expected already
 }
 
-func newTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
+// openTerminal is a pseudo-terminal's two ends. Ours is closed with the test.
+func openTerminal(t testing.TB) (ours, theirs *os.File) {
 	t.Helper()
 	ours, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -41,10 +42,16 @@ func newTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	theirs, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
+	theirs, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", n), os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ours, theirs
+}
+
+func newTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
+	t.Helper()
+	ours, theirs := openTerminal(t)
 	defer theirs.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = theirs, theirs, theirs
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}

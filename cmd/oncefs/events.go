@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/lmittmann/tint"
 	"golang.org/x/term"
 
 	"oncefs/internal/once"
@@ -32,14 +33,24 @@ type record struct {
 	attrs []slog.Attr
 }
 
-// newEvents starts the writing goroutine: text for a terminal, JSON for
-// anything else.
-func newEvents(w *os.File) *events {
-	var handler slog.Handler = slog.NewJSONHandler(w, nil)
-	if term.IsTerminal(int(w.Fd())) {
-		handler = slog.NewTextHandler(w, nil)
+// What --log-format may say.
+const (
+	formatAuto = "auto" // text for a terminal, JSON for anything else
+	formatText = "text"
+	formatJSON = "json"
+)
+
+// newEvents starts the writing goroutine.
+func newEvents(w *os.File, format string) *events {
+	// The time zone is read from a file now, while there are files.
+	_, _ = time.Now().Zone()
+	terminal := term.IsTerminal(int(w.Fd()))
+	if format == formatJSON || format == formatAuto && !terminal {
+		return startEvents(slog.NewJSONHandler(w, nil))
 	}
-	return startEvents(handler)
+	// no-color.org: set and not empty.
+	plain := !terminal || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
+	return startEvents(tint.NewTextHandler(w, &tint.Options{NoColor: plain, TimeFormat: time.DateTime}))
 }
 
 func startEvents(handler slog.Handler) *events {

@@ -56,6 +56,7 @@ type mountFlags struct {
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp,private" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp; for run also private."`
 
 	readerFlags
+	LogFormat   string   `enum:"auto,text,json" default:"auto" placeholder:"FORMAT" help:"text for people or json for programs, an event a line. Default: text on a terminal, else json."`
 	OnIntrusion reaction `default:"log" placeholder:"log|exit|exec:COMMAND" help:"What to do when somebody else is refused or comes late: write it to the log, and then nothing, or end with exit status 70, or start COMMAND with the event as JSON on its standard input."`
 }
 
@@ -186,7 +187,7 @@ func serve(ctx context.Context, e *env, m *mountFlags, how serving) error {
 	if err != nil {
 		return err
 	}
-	ev := newEvents(out)
+	ev := newEvents(out, m.LogFormat)
 	defer ev.close()
 	mt := &mounting{mountFlags: m, env: e, events: ev, serving: how}
 	defer mt.close()

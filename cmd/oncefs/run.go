@@ -121,7 +121,7 @@ func (r *runCmd) supervise(e *env) error {
 	if err != nil {
 		return err
 	}
-	ev := newEvents(out)
+	ev := newEvents(out, r.LogFormat)
 	defer ev.close()
 	return answer(supervisor.Run(supervisor.Options{
 		Binary: e.binary, Args: r.args(e), Control: r.Control,
