@@ -554,6 +554,29 @@ func TestRestart_NotWithoutTheSecret(t *testing.T) {
 	}
 }
 
+// Who was where nobody should be may be there still: no further start is served.
+func TestRestart_NotAfterAnIntrusion(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	// It waits for its standard input, which stays open.
+	cmd := runCommand(d, "--restart", "always", "--restart-delay", "1ms", "--on-intrusion", "exit", "--",
+		"sh", "-c", `cat "$0"; head "$0"; exec cat`, d.Secret())
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	m := rig.Start(t, cmd, d.Conf)
+	if r := m.Wait(); r.Code != 70 || r.Out != content {
+		t.Errorf("%+v", r)
+	}
+	for name, n := range map[string]int{"command-started": 1, "restart": 0, "rearmed": 0} {
+		if told := len(m.Events(name)); told != n {
+			t.Errorf("%d events %s, want %d", told, name, n)
+		}
+	}
+	nothingLeft(t, d)
+}
+
 func TestRestart_NeedsADirectory(t *testing.T) {
 	d := rig.NewDir(t, []byte(content))
 	r := rig.Exec(t, exec.Command(rig.Binary(t), "run", d.Secret(), "--enc", d.Enc, "--passphrase-file", d.Pass, "--restart", "always", "--", "true"))

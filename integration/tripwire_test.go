@@ -91,6 +91,22 @@ func TestC20_OnIntrusionExit(t *testing.T) {
 	})
 }
 
+// Under run the program is ended too, and nothing of it is left.
+func TestC20_OnIntrusionExitEndsTheProgram(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	cmd := exec.Command(rig.Binary(t), "run", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass, "--on-intrusion", "exit",
+		"--", "sh", "-c", `cat "$0"; head "$0"; read x; echo after`, d.Secret())
+	in, err := cmd.StdinPipe() // it waits for this one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	r := rig.Exec(t, cmd)
+	if r.Code != 70 || r.Out != content || !strings.Contains(r.Err, `"intrusion":true`) {
+		t.Errorf("%+v", r)
+	}
+}
+
 // The command gets the event, and nothing else of ours.
 func TestC20_OnIntrusionExec(t *testing.T) {
 	d := rig.NewDir(t, []byte(content))

@@ -126,7 +126,7 @@ func (r *runCmd) supervise(e *env) error {
 	return answer(supervisor.Run(supervisor.Options{
 		Binary: e.binary, Args: r.args(e), Control: r.Control,
 		Private: mountpoint.Private, Undump: sandbox.Undump, Tell: ev.tell,
-		Restart: r.Restart, Delay: r.RestartDelay,
+		Restart: r.Restart, Delay: r.RestartDelay, Fatal: exitIntrusion,
 	}))
 }
 

@@ -76,6 +76,9 @@ type Options struct {
 	// Restart says when the command is started again, Delay after what pause.
 	Restart Restart
 	Delay   time.Duration
+	// Fatal is the status with which the server ends where the command is to be
+	// ended too, and not started again; it is the status of Run then.
+	Fatal int
 	// Tell notes an event.
 	Tell func(level slog.Level, name string, attrs ...slog.Attr)
 }
@@ -157,11 +160,11 @@ func (s *supervisor) run() (int, error) {
 		ran := s.ended.Sub(began)
 		status := code(s.launcher.status)
 		if !s.again() {
-			return status, nil
+			return s.outcome(status), nil
 		}
 		pause = next(pause, s.Delay, ran)
 		if !s.rest(pause) {
-			return status, nil
+			return s.outcome(status), nil
 		}
 		if err := s.launch(); err != nil {
 			return 0, err
@@ -169,7 +172,7 @@ func (s *supervisor) run() (int, error) {
 		if s.prepared && !s.order(Arm) {
 			// Expired, held too long, or the server is gone: no start without it.
 			s.Tell(slog.LevelError, "secret-lost", slog.String("why", s.reply))
-			return status, nil
+			return s.outcome(status), nil
 		}
 	}
 }
@@ -187,7 +190,7 @@ func (s *supervisor) command() {
 	if s.running {
 		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
 		s.front.say("started")
-		s.until(func() bool { return false })
+		s.until(s.fatal)
 	}
 	s.ended = time.Now()
 	if s.Restart != Never {
@@ -207,6 +210,19 @@ func next(last, first, ran time.Duration) time.Duration {
 		return first
 	}
 	return min(2*last, longestPause*first)
+}
+
+// fatal tells whether the server ended in the way that ends the command.
+func (s *supervisor) fatal() bool {
+	return s.Fatal != 0 && s.server.ended && code(s.server.status) == s.Fatal
+}
+
+// outcome is the status of Run after a command that ended with that status.
+func (s *supervisor) outcome(status int) int {
+	if s.fatal() {
+		return s.Fatal
+	}
+	return status
 }
 
 // again tells whether the command is to be started again.
