@@ -413,6 +413,12 @@ func (r *Report) Format() Format {
 	return f
 }
 
+// In is the format in another profile.
+func (f Format) In(p Profile) Format {
+	f.Profile = p
+	return f
+}
+
 // describe looks at a passphrase packet that may begin here and tells why it is
 // not tried, if it is not. It returns a stretching for what need not be left to
 // the library.

@@ -208,3 +208,6 @@ func TestC23_DecryptLarge(t *testing.T) {
 }
 
 func TestEdit(t *testing.T) { script(t, "edit") }
+
+func TestCheck(t *testing.T) { script(t, "check") }
+func TestRekey(t *testing.T) { script(t, "rekey") }

@@ -49,6 +49,7 @@ const (
 	exitClaimed     = 90
 	exitSpent       = 91
 	exitNotReady    = 92
+	exitWeak        = 93
 	exitNotExec     = 126
 	exitNoCommand   = 127
 )
@@ -202,6 +203,7 @@ var exits = []exit{
 		advice: "oncefs COMMAND --help explains the options"},
 	{code: exitMount, meaning: "the mount failed, or did not show the file as it should", is: []error{errMount, errSelfCheck},
 		advice: "in a container, mounting takes CAP_SYS_ADMIN and /dev/fuse; elsewhere a user who is not root needs fusermount3 (Debian package fuse3)"},
+	{code: exitWeak, meaning: "check: it can be served, and is weaker than it should be"},
 	{code: exitOther, meaning: "anything else",
 		hints: map[error]string{
 			errLinkedWithC:   "build it with make build, or with CGO_ENABLED=0",

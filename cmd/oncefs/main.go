@@ -146,6 +146,8 @@ type cli struct {
 	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`
 	Decrypt decryptCmd `cmd:"" help:"Decrypt to standard output or a file."`
 	Edit    editCmd    `cmd:"" help:"Edit an encrypted file, in memory only."`
+	Rekey   rekeyCmd   `cmd:"" help:"Change the passphrase or the algorithms of an encrypted file."`
+	Check   checkCmd   `cmd:"" help:"Tell what encrypted files are, how strong, and whether they can be served."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 

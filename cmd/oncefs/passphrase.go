@@ -112,6 +112,17 @@ func readPassphrase(e *env, path, prompt string, confirm bool) ([]byte, error) {
 	return s.read(prompt, confirm)
 }
 
+// askPassphrase asks for a new one, twice; no file stands in for the terminal.
+func askPassphrase(prompt string) ([]byte, error) {
+	tty, err := decryptor.OpenTerminal()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
+	}
+	s := &source{tty: tty}
+	defer s.close()
+	return s.read(prompt, true)
+}
+
 // decryptWith decrypts one open file in a child of its own. The passphrase is
 // read there, and what comes back is authenticated to its end.
 func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, error) {
