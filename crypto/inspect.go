@@ -368,7 +368,7 @@ func (r *Report) Weaknesses() (all []string) {
 		case p.S2K == Salted:
 			all = append(all, "S2K salted hashes once: a machine tries thousands of millions of passphrases a second")
 		case p.S2K == Iterated && p.Count < WeakS2KCount:
-			all = append(all, fmt.Sprintf("S2K count %d is weak: the largest, %d, makes each guess %d times as dear", p.Count, MaxS2KCount, MaxS2KCount/p.Count))
+			all = append(all, fmt.Sprintf("S2K count %d is weak: the largest, %d, makes each guess %d times as dear", p.Count, MaxS2KCount, MaxS2KCount/max(p.Count, 1)))
 		case p.S2K == Argon2 && p.weakArgon2():
 			all = append(all, fmt.Sprintf("Argon2id with %d KiB and %d passes is less than RFC 9106 recommends", uint64(1)<<p.Exponent, p.Passes))
 		}

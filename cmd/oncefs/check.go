@@ -3,13 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/alecthomas/kong"
 	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
 
 	"oncefs/crypto"
 	"oncefs/internal/decryptor"
@@ -17,7 +18,7 @@ import (
 )
 
 type checkCmd struct {
-	Files []string `arg:"" name:"file" help:"Encrypted files."`
+	Files []string `arg:"" name:"file" help:"Encrypted files; - is standard input."`
 	passphraseFlag
 	Verify  bool `help:"Decrypt as well, to see whether the passphrase fits and the content is whole. Implied by --passphrase-file."`
 	JSON    bool `name:"json" help:"One JSON document for all files."`
@@ -134,17 +135,21 @@ func (c *checkCmd) check(e *env, name string, passphrase []byte) *checked {
 }
 
 func (c *checkCmd) look(e *env, r *checked, passphrase []byte) error {
-	f, err := openMessage(e, r.File)
-	if err != nil {
-		return err
+	f := e.stdin
+	if r.File != "-" {
+		// Not waiting for the writer of a FIFO.
+		var err error
+		if f, err = os.OpenFile(r.File, os.O_RDONLY|unix.O_NONBLOCK, 0); err != nil {
+			return notThere(err, r.File)
+		}
+		defer f.Close()
 	}
-	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: %w", r.File, errors.New("is not a regular file"))
+		return fmt.Errorf("%s: is not a regular file", r.File)
 	}
 	r.Size = info.Size()
 	if name, ok := servedName(info.Name()); ok {
@@ -161,7 +166,7 @@ func (c *checkCmd) look(e *env, r *checked, passphrase []byte) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	plain, err := decryptKnowing(e, f, passphrase, c.MaxSize)
+	plain, err := decryptKnowing(context.Background(), e, f, passphrase, c.MaxSize)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (c *editCmd) Run(e *env) error {
 	case verdict == unasked:
 		err = errGivenUp
 	default:
-		err = t.replace(e, edited, passphrase, format)
+		err = t.replace(context.Background(), e, edited, passphrase, format)
 	}
 	if err == nil {
 		e.printf("oncefs: %s: encrypted anew\n", c.File)
@@ -131,7 +131,7 @@ func (c *editCmd) open(e *env, t *target) (plain *secretmem.Buffer, passphrase [
 	if passphrase, err = readPassphrase(e, c.PassphraseFile, "passphrase", false); err != nil {
 		return nil, nil, format, err
 	}
-	plain, err = decryptKnowing(e, t.file, passphrase, c.MaxSize)
+	plain, err = decryptKnowing(context.Background(), e, t.file, passphrase, c.MaxSize)
 	return plain, passphrase, report.Format(), err
 }
 
@@ -172,7 +172,7 @@ func keepElsewhere(e *env, why error, ask bool, t *target, edited *secretmem.Buf
 		}
 		path, wrote := filepath.Abs(name)
 		if wrote == nil {
-			wrote = writeMessage(e, path, 0o600, edited, passphrase, format, func(*os.File) error {
+			wrote = writeMessage(context.Background(), e, path, 0o600, edited, passphrase, format, func(*os.File) error {
 				if exists(path) {
 					return &fs.PathError{Op: "write", Path: name, Err: errExists}
 				}

@@ -78,6 +78,7 @@ var (
 	errNoEncrypted    = errors.New("there is no encrypted file")
 	errAmbiguous      = errors.New("there are two encrypted files of that name, and they differ")
 	errNoPassphrase   = errors.New("there is no passphrase file and no terminal to ask at")
+	errNoNew          = errors.New("there is no file with the new passphrase and no terminal to ask at")
 	errOutput         = errors.New("is there already and is not an OpenPGP message")
 	errTerminal       = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
 	errExists         = errors.New("is there already")
@@ -120,9 +121,10 @@ var exits = []exit{
 	{code: exitAmbiguous, meaning: "a relative --enc names two files that differ", is: []error{errAmbiguous},
 		advice: "name one of them by its absolute path"},
 	{code: exitPassphrase, meaning: "there is no passphrase, or it cannot be used",
-		is: []error{errNoPassphrase, errPassphraseFile, decryptor.ErrNoTerminal}, as: as[decryptor.PassphraseFault],
+		is: []error{errNoPassphrase, errNoNew, errPassphraseFile, decryptor.ErrNoTerminal}, as: as[decryptor.PassphraseFault],
 		hints: map[error]string{
 			fs.ErrPermission:      "this user may not read it: look at its owner and mode",
+			errNoNew:              "name the file with --new-passphrase-file, or keep the old one with --same-passphrase",
 			decryptor.ErrMismatch: "type the same passphrase twice",
 			decryptor.ErrTooLong:  "a passphrase has at most 4096 bytes; is it the right file?",
 			decryptor.ErrEmpty:    "the passphrase is the first line of its file; it may not be empty",

@@ -116,7 +116,7 @@ func readPassphrase(e *env, path, prompt string, confirm bool) ([]byte, error) {
 func askPassphrase(prompt string) ([]byte, error) {
 	tty, err := decryptor.OpenTerminal()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoPassphrase, err)
+		return nil, errNoNew
 	}
 	s := &source{tty: tty}
 	defer s.close()
@@ -132,11 +132,11 @@ func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, er
 	} else {
 		defer keepTerminal(s.tty)()
 	}
-	return decryptChild(e, f, pass, max)
+	return decryptChild(context.Background(), e, f, pass, max)
 }
 
 // decryptKnowing is decryptWith where the passphrase is known here already.
-func decryptKnowing(e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
+func decryptKnowing(ctx context.Context, e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -149,15 +149,15 @@ func decryptKnowing(e *env, f *os.File, passphrase []byte, max size) (*secretmem
 	if err = errors.Join(err, w.Close()); err != nil {
 		return nil, err
 	}
-	return decryptChild(e, f, decryptor.Passphrase{File: r}, max)
+	return decryptChild(ctx, e, f, decryptor.Passphrase{File: r}, max)
 }
 
-func decryptChild(e *env, f *os.File, pass decryptor.Passphrase, max size) (*secretmem.Buffer, error) {
+func decryptChild(ctx context.Context, e *env, f *os.File, pass decryptor.Passphrase, max size) (*secretmem.Buffer, error) {
 	store, err := secretmem.Open(false)
 	if err != nil {
 		return nil, err
 	}
-	bufs, err := decryptor.Decrypt(context.Background(), e.binary, []*os.File{f}, pass, int64(max), store)
+	bufs, err := decryptor.Decrypt(ctx, e.binary, []*os.File{f}, pass, int64(max), store)
 	var file *decryptor.FileError
 	if errors.As(err, &file) {
 		err = file.Err

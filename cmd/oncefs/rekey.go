@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/alecthomas/kong"
@@ -22,9 +23,9 @@ type rekeyCmd struct {
 func (rekeyCmd) Help() string {
 	return `The content is decrypted into memory, encrypted to a temporary file beside FILE,
 decrypted again for comparison, synced and renamed into place, with FILE's mode and
-owner. Whatever goes wrong on the way, FILE is as it was. Copies of the old file can
-still be opened with the old passphrase: if that is known to others, change the
-secrets in it too.
+owner. Whatever goes wrong on the way, FILE is as it was. Copies of the old file,
+and its other names (hard links), still open with the old passphrase: if that is
+known to others, change the secrets in it too.
 
 Examples:
   oncefs rekey secrets.yaml.enc
@@ -64,7 +65,7 @@ func (c *rekeyCmd) Run(e *env) error {
 		return err
 	}
 	defer clear(passphrase)
-	plain, err := decryptKnowing(e, t.file, passphrase, c.MaxSize)
+	plain, err := decryptKnowing(context.Background(), e, t.file, passphrase, c.MaxSize)
 	if err != nil {
 		return err
 	}
@@ -77,7 +78,13 @@ func (c *rekeyCmd) Run(e *env) error {
 		defer clear(fresh)
 		passphrase = fresh
 	}
-	if err := t.replace(e, plain, passphrase, format); err != nil {
+	ctx, stop := untilSignal()
+	defer stop()
+	err = t.replace(ctx, e, plain, passphrase, format)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("%w; the file is as it was", errStopped)
+	}
+	if err != nil {
 		return fmt.Errorf("rekey %s: %w", c.File, err)
 	}
 	e.printf("oncefs: %s: encrypted anew\n", c.File)

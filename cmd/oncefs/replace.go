@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -116,13 +117,14 @@ func (t *target) unchanged() error {
 
 // replace encrypts the content to a temporary file beside the target, decrypts
 // that again and compares, looks that the target is still what it was, and
-// renames. On any error the target is as it was, or as somebody else made it.
-func (t *target) replace(e *env, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
+// renames. On any error the target is as it was, or as somebody else made it; that
+// it is no longer wanted is one, and leaves nothing beside it either.
+func (t *target) replace(ctx context.Context, e *env, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
 	mode := os.FileMode(0o600)
 	if t.file != nil {
 		mode = os.FileMode(t.stat.Mode & 0o777)
 	}
-	return writeMessage(e, t.path, mode, plain, passphrase, format, func(f *os.File) error {
+	return writeMessage(ctx, e, t.path, mode, plain, passphrase, format, func(f *os.File) error {
 		if t.file != nil {
 			var st unix.Stat_t
 			if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -134,6 +136,9 @@ func (t *target) replace(e *env, plain *secretmem.Buffer, passphrase []byte, for
 				}
 			}
 		}
+		if t.file != nil && unix.Flock(int(t.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
+			return fmt.Errorf("%s: %w", t.name, errChanged) // another of us is here
+		}
 		return t.unchanged()
 	})
 }
@@ -141,14 +146,14 @@ func (t *target) replace(e *env, plain *secretmem.Buffer, passphrase []byte, for
 // writeMessage writes an encrypted file whole or not at all. Nothing takes the
 // path before what was written was decrypted again and is the same, and last has
 // agreed.
-func writeMessage(e *env, path string, mode os.FileMode, plain *secretmem.Buffer, passphrase []byte, format crypto.Format, last func(*os.File) error) error {
+func writeMessage(ctx context.Context, e *env, path string, mode os.FileMode, plain *secretmem.Buffer, passphrase []byte, format crypto.Format, last func(*os.File) error) error {
 	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(mode), renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path)))
 	if err != nil {
 		return err
 	}
 	defer out.Cleanup()
 	buf := bufio.NewWriter(out)
-	if err := encryptBuffer(buf, plain, passphrase, format); err != nil {
+	if err := encryptBuffer(ctx, buf, plain, passphrase, format); err != nil {
 		return err
 	}
 	if err := buf.Flush(); err != nil {
@@ -162,7 +167,7 @@ func writeMessage(e *env, path string, mode os.FileMode, plain *secretmem.Buffer
 		return err
 	}
 	defer written.Close()
-	again, err := decryptKnowing(e, written, passphrase, size(plain.Size()))
+	again, err := decryptKnowing(ctx, e, written, passphrase, size(plain.Size()))
 	if err != nil {
 		return fmt.Errorf("decrypt it again for comparison: %w", err)
 	}
@@ -171,6 +176,9 @@ func writeMessage(e *env, path string, mode os.FileMode, plain *secretmem.Buffer
 		return errors.New("decrypt it again for comparison: it holds something else")
 	}
 	if err := last(out.File); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if err := out.CloseAtomicallyReplace(); err != nil {
@@ -191,7 +199,7 @@ func syncDir(path string) error {
 
 // encryptBuffer encrypts what a buffer holds. It passes through this process's
 // ordinary memory piece by piece.
-func encryptBuffer(dst io.Writer, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
+func encryptBuffer(ctx context.Context, dst io.Writer, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -203,10 +211,14 @@ func encryptBuffer(dst io.Writer, plain *secretmem.Buffer, passphrase []byte, fo
 		w.Close()
 		copied <- err
 	}()
+	defer context.AfterFunc(ctx, func() { r.Close() })()
 	err = crypto.EncryptAs(dst, r, passphrase, format)
 	r.Close() // ends the copy if the encryption failed
 	if copyErr := <-copied; err == nil {
 		err = copyErr
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	return err
 }
