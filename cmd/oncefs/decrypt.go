@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -64,7 +65,9 @@ func (c *decryptCmd) Run(e *env) error {
 	}
 	defer plain.Wipe()
 	if c.Output != "" {
-		if err := writePlain(c.Output, plain); err != nil {
+		ctx, stop := untilSignal()
+		defer stop()
+		if err := writePlain(ctx, c.Output, plain); err != nil {
 			return fmt.Errorf("decrypt %s to %s: %w", c.File, c.Output, err)
 		}
 		return nil
@@ -98,8 +101,9 @@ func (c *decryptCmd) mayWrite() error {
 	return nil
 }
 
-// writePlain makes the file whole or not at all.
-func writePlain(path string, plain *secretmem.Buffer) error {
+// writePlain makes the file whole or not at all: a signal, too, leaves nothing of
+// it.
+func writePlain(ctx context.Context, path string, plain *secretmem.Buffer) error {
 	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path)))
 	if err != nil {
 		return err
@@ -107,6 +111,9 @@ func writePlain(path string, plain *secretmem.Buffer) error {
 	defer out.Cleanup()
 	if err := plain.Copy(int(out.Fd())); err != nil {
 		return err
+	}
+	if ctx.Err() != nil {
+		return errStopped
 	}
 	return out.CloseAtomicallyReplace()
 }
