@@ -31,8 +31,11 @@ import (
 )
 
 // StatusAttr is the extended attribute of the mount's root that tells the
-// status. Reading it claims nothing. Only root and the user who mounted may.
-const StatusAttr = "user.oncefs.status"
+// status. Reading it claims nothing. Only root and the user who mounted may. The
+// kernel leaves who may read a system attribute to the filesystem (xattr(7)); for
+// a user attribute it would ask for the permission to read the file, which over a
+// file is not there for anybody while it is claimed.
+const StatusAttr = "system.oncefs.status"
 
 // A File is one secret and what stat shows of it.
 type File struct {

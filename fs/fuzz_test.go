@@ -106,7 +106,7 @@ func FuzzKernel(f *testing.F) {
 	f.Add(false, seed(one(1, 2, 9, body(8)), one(1, 3, 9, body(8)), one(2, 0x12, 9, read), one(2, 0x03, 9, read)))
 	f.Add(false, seed(one(0, 1, 1, []byte("other\x00")), one(1, 5, 1, body(8)), one(2, 5, 1, read), one(3, 5, 1, body(24)), one(8, 5, 1, body(8))))
 	f.Add(false, seed(one(0, 1, 9, []byte("secreta\x00")), one(4, 2, 9, body(16)), one(5, 1, 9, body(8)), one(6, 1, 9, read), one(7, 1, 9, body(24))))
-	f.Add(false, seed(one(0x41, 2, 9, body(8)), one(9, 0, 9, body(24)), one(10, 0, 9, body(8)), one(11, 1, 9, append(body(8), "user.oncefs.status\x00"...))))
+	f.Add(false, seed(one(0x41, 2, 9, body(8)), one(9, 0, 9, body(24)), one(10, 0, 9, body(8)), one(11, 1, 9, append(body(8), StatusAttr+"\x00"...))))
 	f.Add(true, append([]byte{0x80}, message(opOpen, 5, 1, 7, body(8))...))
 	f.Fuzz(func(t *testing.T, overFile bool, data []byte) {
 		requests := conversation(data)

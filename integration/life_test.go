@@ -600,6 +600,46 @@ func TestC19_Background(t *testing.T) {
 	}
 }
 
+// Over a file the path that is asked is the claimed one, and the one who asks is
+// not the reader.
+func TestC19_StatusOverAClaimedFile(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	mountOn(t, d, d.Secret())
+	if r := rig.Run(t, "status", d.Secret()); r.Code != 0 {
+		t.Errorf("sealed: %+v", r)
+	}
+	r := rig.NewReader(t, nil)
+	r.Want("ok", "open", d.Secret())
+	if r := rig.Run(t, "status", d.Secret()); r.Code != 90 || !strings.Contains(r.Out, "claimed") {
+		t.Errorf("claimed: %+v", r)
+	}
+	r.Want("ok", "close")
+	if r := rig.Run(t, "status", d.Secret()); r.Code != 0 {
+		t.Errorf("given back: %+v", r)
+	}
+}
+
+// Whom the kernel lets ask, the daemon still refuses: only root and the user who
+// mounted see who read.
+func TestC19_StatusIsNotForOthers(t *testing.T) {
+	rig.Root(t)
+	d := rig.NewDir(t, []byte(content))
+	m := mountOn(t, d, d.Secret())
+	other := rig.NewReader(t, &syscall.Credential{Uid: 65534, Gid: 65534})
+	root := rig.NewReader(t, nil)
+	ask := func() {
+		t.Helper()
+		root.Want("ok", "getxattr", d.Secret(), "system.oncefs.status")
+		other.Want("EACCES", "getxattr", d.Secret(), "system.oncefs.status")
+	}
+	ask()
+	root.Want("ok", "open", d.Secret())
+	ask()
+	root.Want("ok", "close")
+	m.WaitEvent("give-back", 1)
+	ask()
+}
+
 func TestC19_Status(t *testing.T) {
 	d := rig.NewDir(t, []byte(content))
 	d.MountOver()

@@ -210,7 +210,7 @@ func (r *ops) do(op []string) string {
 		_, _, names := unix.ParseDirent(buf[:n], -1, nil)
 		return strings.Join(names, " ")
 	case "getxattr":
-		buf := make([]byte, 100)
+		buf := make([]byte, 64<<10)
 		_, err := unix.Getxattr(arg(1), arg(2), buf)
 		return ok(err)
 	case "listxattr":
