@@ -1,0 +1,33 @@
+// Package attack tries to get what nobody else may have, and to break what must
+// hold: with root's view of every process, with a fault at every system call,
+// with readers that try everything. It needs root and drives the built binary.
+package attack
+
+import (
+	"os"
+	"testing"
+
+	"oncefs/integration/rig"
+)
+
+// TestMain is also every other process that the tests need.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "hold":
+			os.Exit(hold(os.Args[2:]))
+		case "sip":
+			os.Exit(sip(os.Args[2:]))
+		}
+	}
+	before := rig.Leftovers()
+	code := m.Run()
+	if left := rig.NewLeftovers(before); len(left) > 0 && code == 0 {
+		for _, l := range left {
+			println("left behind:", l)
+		}
+		code = 1
+	}
+	rig.RemoveBinary()
+	os.Exit(code)
+}
