@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 	"unsafe"
@@ -232,7 +233,7 @@ func TestScan_ControlIsFound(t *testing.T) {
 		all := []string{"raw", "utf16", "base64", "hex"}
 		check(ix.procMem(pid), all...)
 		check(ix.processVM(pid), all...)
-		if size == 32 || !testing.Short() {
+		if !testing.Short() {
 			check(ix.core(t, pid), all...)
 		}
 		words := ix.words(pid)
@@ -292,3 +293,69 @@ func randomPassphrase(t testing.TB) string {
 
 // started is the moment from which on a file could hold what is made now.
 func started() time.Time { return time.Now().Add(-time.Second) }
+
+// A crash writes no core, though the limits allow one and the runtime is told to
+// make it: the control does.
+func TestScan_NoCoreIsWritten(t *testing.T) {
+	rig.Root(t)
+	if testing.Short() {
+		t.Skip("the long form has it: a crash of the Go runtime waits seconds for each thread")
+	}
+	crash := func(cmd *exec.Cmd, ready func() int) (dumped bool) {
+		t.Helper()
+		pid := ready()
+		if err := syscall.Kill(pid, syscall.SIGABRT); err != nil {
+			t.Fatal(err)
+		}
+		cmd.Wait()
+		ws := cmd.ProcessState.Sys().(syscall.WaitStatus)
+		if !ws.Signaled() {
+			t.Errorf("%v: it should have died of a signal: %v", cmd.Args[0], cmd.ProcessState)
+		}
+		return ws.CoreDump()
+	}
+	// No core pattern that names a file elsewhere, or a program, sees this one: the
+	// kernel tells in the status whether it made a core.
+	limitless := func(dir string, args ...string) *exec.Cmd {
+		cmd := exec.Command("sh", append([]string{"-c", `ulimit -c unlimited && exec "$@"`, "sh"}, args...)...)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOTRACEBACK=crash")
+		return cmd
+	}
+	dir := tempDir(t, "")
+	control := limitless(dir, "sleep", "600")
+	if err := control.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !crash(control, func() int {
+		rig.WaitFor(t, "the control", func() bool { return strings.HasPrefix(cmdline(control.Process.Pid), "sleep") })
+		return control.Process.Pid
+	}) {
+		t.Skip("SKIPPED: this machine makes no core of anything")
+	}
+	d := rig.NewDir(t, random(t, 5000))
+	cmd := limitless(d.Path, rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(d.Conf, unix.MNT_DETACH) })
+	if crash(cmd, func() int {
+		if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+			t.Fatal(line, err)
+		}
+		return cmd.Process.Pid
+	}) {
+		t.Error("a core was made")
+	}
+	if left, _ := filepath.Glob(filepath.Join(d.Path, "*core*")); len(left) > 0 {
+		t.Errorf("a core is there: %v", left)
+	}
+}
+
+func cmdline(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return string(b)
+}
