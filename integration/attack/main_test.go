@@ -18,6 +18,8 @@ func TestMain(m *testing.M) {
 			os.Exit(hold(os.Args[2:]))
 		case "sip":
 			os.Exit(sip(os.Args[2:]))
+		case "hostile":
+			os.Exit(hostile(os.Args[2:]))
 		}
 	}
 	before := rig.Leftovers()
