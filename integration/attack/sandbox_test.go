@@ -226,8 +226,14 @@ func TestM4_EscapesFail(t *testing.T) {
 			var did error
 			inject(t, pid, func(in *injector) { did = e.do(in) })
 			got := table.add(e.name, who, did)
-			if got != "EPERM" && got != "EACCES" && !slices.Contains(may, e.name) {
-				t.Errorf("%s: %s: %s", who, e.name, got)
+			// By the filter; where that must let files below a directory through, by
+			// Landlock. Each has to hold alone.
+			want := "EPERM"
+			if who == "server" && e.name == "openat2 /etc/passwd" {
+				want = "EACCES"
+			}
+			if got != want && !slices.Contains(may, e.name) {
+				t.Errorf("%s: %s: %s, want %s", who, e.name, got, want)
 			}
 		}
 		if _, err := os.Lstat(escaped); err == nil && !slices.Contains(may, "openat to write") {
