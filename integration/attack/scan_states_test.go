@@ -205,6 +205,7 @@ func (s *scan) slowly(args ...string) *rig.Mount {
 		s.t.Fatal(err)
 	}
 	dir := filepath.Join(s.d.Path, "slow")
+	os.RemoveAll(dir) // of an earlier one
 	os.Mkdir(dir, 0o700)
 	fifo, gate := filepath.Join(dir, "secrets.yaml.enc"), filepath.Join(dir, "gate")
 	for _, p := range []string{fifo, gate} {
@@ -354,7 +355,7 @@ func (s *scan) inBackground() {
 	s.t.Helper()
 	s.d.Write("pw", []byte(s.passphrase+"\n"))
 	log := filepath.Join(s.d.Path, "log")
-	s.slowly("--background", "--log", log)
+	s.slowly("--background", "--log", log).Wait() // for the launcher to end
 	s.look("ready, in the background", looking{still: true, files: true})
 	s.read(s.d.Secret(), 2)
 	if r := rig.Exec(s.t, exec.Command(s.bin, "umount", s.d.Conf)); r.Code != 0 {
