@@ -399,6 +399,7 @@ func TestScan_NobodyElseHasIt(t *testing.T) {
 		sizes = []int{128<<10 + 1}
 	}
 	var needles []part
+	since := started()
 	for _, size := range sizes {
 		s := newScan(t, bin, size, table)
 		needles = append(needles, part{aSecret, s.content}, part{aPassphrase, []byte(s.passphrase)})
@@ -420,7 +421,7 @@ func TestScan_NobodyElseHasIt(t *testing.T) {
 	}
 	if !testing.Short() {
 		begin := time.Now()
-		k := newSparseIndex(window, needles...).files(t, "every file here", time.Time{}, "", "/")
+		k := newSparseIndex(window, needles...).files(t, "every changed file here", since, "", "/")
 		t.Logf("%d MiB of files in %s", k.read>>20, time.Since(begin).Round(time.Second))
 		table.add("at the end", "", k)
 	}
