@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -103,6 +104,30 @@ func (tt *terminal) expect(text string) {
 	})
 }
 
+// number waits for a text and the number and full stop that follow it.
+func (tt *terminal) number(before string) (n int) {
+	tt.t.Helper()
+	tt.expect(before)
+	rig.WaitFor(tt.t, "the number after "+before, func() bool {
+		tt.mu.Lock()
+		defer tt.mu.Unlock()
+		word, _, whole := strings.Cut(tt.text[tt.from:], ".")
+		n, _ = strconv.Atoi(word)
+		return whole
+	})
+	return n
+}
+
+// state is the letter for a process's state, proc_pid_stat(5); 0 if there is none.
+func state(pid int) byte {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, after, ok := strings.Cut(string(text), ") ")
+	if !ok || after == "" {
+		return 0
+	}
+	return after[0]
+}
+
 func (tt *terminal) count(text string) int {
 	tt.mu.Lock()
 	defer tt.mu.Unlock()
@@ -141,17 +166,20 @@ func TestRun_JobControlAroundIt(t *testing.T) {
 	cmd := exec.Command(bash, "--norc", "--noprofile", "-i")
 	cmd.Env = append(os.Environ(), "PS1=at prompt: ", "HISTFILE=", "TERM=dumb")
 	tt := newTerminal(t, cmd)
-	command := runCommand(d, "--log", filepath.Join(d.Path, "log"), "--", bash, "-c", `echo up=$((6*7)); read -r line; echo "line=$line"; cat "$0"; exit 5`, d.Secret())
+	command := runCommand(d, "--log", filepath.Join(d.Path, "log"), "--", bash, "-c", `echo u"p=$$."; read -r line; echo "line=$line"; cat "$0"; exit 5`, d.Secret())
 	var words []string
 	for _, w := range command.Args {
 		words = append(words, "'"+strings.ReplaceAll(w, "'", `'\''`)+"'")
 	}
 	tt.expect("at prompt: ")
 	tt.write(strings.Join(words, " ") + "\n")
-	tt.expect("up=42")
+	pid := tt.number("up=")
 	tt.write("\x1a")
 	tt.expect("Stopped")
 	tt.expect("at prompt: ")
+	// The shell has seen its own child stop. One that is woken from its read by
+	// the signal, and has not stopped yet, would still get what is typed.
+	rig.WaitFor(t, "the command to be stopped", func() bool { return state(pid) == 'T' })
 	tt.write("fg\n")
 	tt.expect(d.Secret())
 	tt.write("more\n")

@@ -444,11 +444,16 @@ func Child(pid int, word string) int {
 }
 
 // WaitFor waits until f says so; it is for what tells no event, such as
-// another process's start.
+// another process's start. It asks often, and leaves the processor to those it
+// waits for.
 func WaitFor(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !f(); runtime.Gosched() {
-		if time.Now().After(deadline) {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	for deadline := time.After(patience); !f(); {
+		select {
+		case <-again.C:
+		case <-deadline:
 			t.Fatalf("waited in vain for %s", what)
 		}
 	}
