@@ -1,5 +1,5 @@
 # make demo   shows the main job          make test    everything a change must pass
-# make build  makes dist/oncefs           make attack  the long proofs
+# make build  makes what is in dist       make attack  the long proofs
 # make help   lists all targets
 
 GO      ?= go
@@ -12,8 +12,9 @@ FUZZTIME ?= 5s
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-build: ## dist/oncefs, one static file
+build: ## dist/oncefs, one static file, and dist/oncefs-metrics for --metrics
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o dist/oncefs ./cmd/oncefs
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o dist/oncefs-metrics ./cmd/oncefs-metrics
 
 demo: build ## the main job on real input, in a temporary directory
 	@dist/oncefs demo

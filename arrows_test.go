@@ -44,12 +44,14 @@ func packages(t *testing.T) []pkg {
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
 		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
-		"oncefs/internal/policy", "oncefs/internal/alarm", "oncefs/internal/supervisor", "oncefs/internal/private"},
+		"oncefs/internal/policy", "oncefs/internal/alarm", "oncefs/internal/metrics", "oncefs/internal/supervisor", "oncefs/internal/private"},
+	"oncefs/cmd/oncefs-metrics":  {"oncefs/internal/metrics", "oncefs/internal/sandbox"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
 	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase", "oncefs/internal/sandbox"},
 	"oncefs/internal/policy":     {"oncefs/internal/process"},
 	"oncefs/internal/alarm":      {},
+	"oncefs/internal/metrics":    {},
 	"oncefs/crypto":              {},
 	"oncefs/internal/once":       {},
 	"oncefs/internal/secretmem":  {},
@@ -104,7 +106,8 @@ var words = map[string]string{
 	"unix.Fsopen":                                   "oncefs/internal/private",
 	"unix.MoveMount":                                "oncefs/internal/private",
 	"go.yaml.in/yaml/v4":                            "oncefs/cmd/oncefs",
-	"os.Exit":                                       "oncefs/cmd/oncefs",
+	"github.com/prometheus":                         "oncefs/cmd/oncefs-metrics",
+	"net/http":                                      "oncefs/cmd/oncefs-metrics",
 }
 
 func TestForeignWordsStayInTheirRoom(t *testing.T) {
@@ -127,6 +130,9 @@ func TestForeignWordsStayInTheirRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, use := range qualified(file) {
+				if use == "os.Exit" && !strings.HasPrefix(p.ImportPath, "oncefs/cmd/") {
+					t.Errorf("%s ends the program, which only a command does", path)
+				}
 				if room, ok := words[use]; ok && p.ImportPath != room {
 					t.Errorf("%s uses %s, whose room is %s", path, use, room)
 				}

@@ -10,6 +10,7 @@ import (
 	"oncefs/crypto"
 	"oncefs/internal/decryptor"
 	"oncefs/internal/erase"
+	"oncefs/internal/metrics"
 	"oncefs/internal/mountpoint"
 	"oncefs/internal/private"
 	"oncefs/internal/secretmem"
@@ -45,6 +46,7 @@ const (
 	exitChanged     = 65
 	exitNotReplaced = 66
 	exitIntrusion   = 70
+	exitMetrics     = 71
 	exitUsage       = 80
 	exitClaimed     = 90
 	exitSpent       = 91
@@ -97,6 +99,7 @@ var (
 	errGivenUp        = errors.New("the edit was not accepted; the file is as it was")
 	errChanged        = errors.New("was changed by somebody else meanwhile; theirs is left as it is")
 	errNotReplaced    = errors.New("could not be replaced")
+	errMetrics        = errors.New("the counters cannot be shown")
 	errSeveral        = errors.New("others can open it, with another passphrase or a key, and could not open what would replace it")
 )
 
@@ -194,6 +197,9 @@ var exits = []exit{
 		advice: "choose another name with -o, or overwrite it with --force"},
 	{code: exitIntrusion, meaning: "stopped by --on-intrusion exit: somebody else was refused or came late", is: []error{errIntrusion},
 		advice: "find out who it was before you serve the secret again; who may read is said with --reader-uid and --reader-exe"},
+	{code: exitMetrics, meaning: "the counters cannot be shown where --metrics or --metrics-textfile says", is: []error{errMetrics},
+		hints:  map[error]string{metrics.ErrMissing: "install it in the same directory as oncefs; make build makes both"},
+		advice: "the address must be free and this machine's, for example 127.0.0.1:9735; the directory must be there and writable"},
 	{code: exitNoCommand, meaning: "run: there is no such command", is: []error{errMissing},
 		advice: "name it by its path, or put its directory into PATH"},
 	{code: exitNotExec, meaning: "run: the command cannot be executed", is: []error{errNotExecutable},

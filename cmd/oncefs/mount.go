@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -56,6 +57,7 @@ type mountFlags struct {
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp,private" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp; for run also private."`
 
 	readerFlags
+	metricsFlags
 	LogFormat   string   `enum:"auto,text,json" default:"auto" placeholder:"FORMAT" help:"text for people or json for programs, an event a line. Default: text on a terminal, else json."`
 	OnIntrusion reaction `default:"log" placeholder:"log|exit|exec:COMMAND" help:"What to do when somebody else is refused or comes late: write it to the log, and then nothing, or end with exit status 70, or start COMMAND with the event as JSON on its standard input."`
 }
@@ -121,7 +123,7 @@ func (m *mountFlags) Validate(*kong.Context) error {
 	if m.Expire < 0 || m.Hold < 0 {
 		return errors.New("--expire and --hold must not be negative")
 	}
-	if err := m.readerFlags.validate(); err != nil {
+	if err := errors.Join(m.readerFlags.validate(), m.metricsFlags.validate()); err != nil {
 		return err
 	}
 	seen := map[string]bool{}
@@ -221,6 +223,7 @@ type mounting struct {
 	policy     *policy.Policy
 	tripwire   *tripwire
 	alarm      *alarm.Alarm // nil without a command
+	counters   *counters    // nil where nobody is to see them
 	passphrase *erase.File  // nil when asked at the terminal
 	terminal   *os.File
 	encrypted  []*os.File
@@ -238,6 +241,8 @@ type secret struct {
 	path string // where it is served
 	name string
 	once *once.Secret
+	// intrusions are those that the log has.
+	intrusions *atomic.Int64
 }
 
 // start does everything up to being ready. The order is the promise: nothing is
@@ -294,6 +299,9 @@ func (m *mounting) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := m.openCounters(); err != nil {
+		return err
+	}
 	if !m.point.File {
 		if m.under, err = os.Open(m.point.Path); err != nil {
 			return err
@@ -333,7 +341,11 @@ func (m *mounting) start(ctx context.Context) error {
 		if !m.point.File {
 			path = filepath.Join(path, name)
 		}
-		s := secret{path: path, name: name, once: once.New(b, once.Options{Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Keep: m.keep, Observe: m.observer(path)})}
+		s := secret{path: path, name: name, intrusions: new(atomic.Int64)}
+		s.once = once.New(b, once.Options{
+			Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Keep: m.keep,
+			Observe: m.observer(s), Changed: m.counters.changed,
+		})
 		m.secrets = append(m.secrets, s)
 		files = append(files, fs.File{Name: name, Secret: s.once, Bytes: b, Perm: uint32(m.Mode), UID: uid, GID: gid})
 		m.warnPlaintext(name)
@@ -341,6 +353,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.mount(files, uid, gid); err != nil {
 		return err
 	}
+	m.counters.show(m)
 	cleanup() // while files can still be removed
 	if err := m.check(ctx); err != nil {
 		return err
@@ -371,8 +384,12 @@ func (m *mounting) erasable() string {
 
 // observer tells the events of one secret. Over a file, one that expired takes
 // its name with it.
-func (m *mounting) observer(path string) func(once.Event) {
-	tell := m.events.observe(path, m.tripwire.pull)
+func (m *mounting) observer(s secret) func(once.Event) {
+	tell := m.events.observe(s.path, func(e once.Event, line record) {
+		s.intrusions.Add(1)
+		m.counters.changed()
+		m.tripwire.pull(e, line)
+	})
 	return func(e once.Event) {
 		tell(e)
 		if e.Kind == once.Expiry && m.point.File {
@@ -659,6 +676,7 @@ func (m *mounting) close() {
 	if m.alarm != nil {
 		m.alarm.Close()
 	}
+	m.counters.close()
 	for _, f := range append(m.encrypted, m.under, m.terminal) {
 		if f != nil {
 			f.Close()
@@ -690,6 +708,7 @@ type secretStatus struct {
 	Name string `json:"name"`
 	Path string `json:"path"`
 	once.Status
+	Intrusions int64 `json:"intrusions"` // of the refused and late attempts that the log has
 }
 
 func (m *mounting) status() []byte {
@@ -702,7 +721,7 @@ func (m *mounting) status() []byte {
 	}
 	m.mu.Unlock()
 	for _, s := range m.secrets {
-		st.Files = append(st.Files, secretStatus{Name: s.name, Path: s.path, Status: s.once.Status()})
+		st.Files = append(st.Files, secretStatus{Name: s.name, Path: s.path, Status: s.once.Status(), Intrusions: s.intrusions.Load()})
 	}
 	text, err := json.Marshal(st)
 	if err != nil {

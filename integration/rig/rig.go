@@ -55,7 +55,7 @@ func Binary(t testing.TB) string {
 		}
 		os.Chmod(dir, 0o755)
 		build.path = filepath.Join(dir, "oncefs")
-		cmd := exec.Command("go", "build", "-trimpath", "-o", build.path, "oncefs/cmd/oncefs")
+		cmd := exec.Command("go", "build", "-trimpath", "-o", dir, "oncefs/cmd/oncefs", "oncefs/cmd/oncefs-metrics")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			build.err = fmt.Errorf("build: %w\n%s", err, out)

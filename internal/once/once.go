@@ -148,6 +148,9 @@ type Options struct {
 	// Observe is told each event in the order of the changes. It is called with
 	// the secret locked: it must neither block nor call back.
 	Observe func(Event)
+	// Changed is called after each change of what Status tells, if it is not nil. It
+	// is called with the secret locked, as Observe is.
+	Changed func()
 }
 
 // A Secret is bytes that are handed out a fixed number of times. All methods
@@ -185,6 +188,7 @@ type told struct {
 // New seals the bytes. The secret owns them from here on.
 func New(b Bytes, opts Options) *Secret {
 	s := &Secret{opts: opts, bytes: b, size: b.Size(), left: max(1, opts.Reads), changed: time.Now()}
+	s.counts.Sealed = 1
 	if opts.Expire > 0 {
 		s.expire = time.AfterFunc(opts.Expire, s.onExpire)
 	}
@@ -227,8 +231,15 @@ func (s *Secret) tell(e Event) { s.tellOf(nil, e) }
 
 // tellOf counts a change, of a claim or of none, and tells it.
 func (s *Secret) tellOf(c *Claim, e Event) {
-	s.counts.add(e.Kind)
+	s.count(e.Kind)
 	s.queue(told{Event: e, by: c})
+}
+
+func (s *Secret) count(k Kind) {
+	s.counts.add(k)
+	if s.opts.Changed != nil {
+		s.opts.Changed()
+	}
 }
 
 // queue tells an event: now, or once it is known who made the claims so far. The
@@ -539,7 +550,7 @@ type teller struct {
 func (s *Secret) Attempt(kind Kind, op, why string, pid uint32) (tell func(Reader)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.counts.add(kind)
+	s.count(kind)
 	now := time.Now()
 	for t, at := range s.lately {
 		if now.Sub(at) >= tellEvery {
@@ -570,6 +581,7 @@ func (s *Secret) Attempt(kind Kind, op, why string, pid uint32) (tell func(Reade
 
 // Counts are how often something happened to a secret.
 type Counts struct {
+	Sealed    int64 `json:"sealed"` // by New and Rearm
 	Claimed   int64 `json:"claimed"`
 	GivenBack int64 `json:"given_back"`
 	Delivered int64 `json:"delivered"`
@@ -580,6 +592,8 @@ type Counts struct {
 
 func (c *Counts) add(k Kind) {
 	switch k {
+	case Rearmed:
+		c.Sealed++
 	case Claiming:
 		c.Claimed++
 	case GiveBack:

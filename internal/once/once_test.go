@@ -654,7 +654,7 @@ func TestC20_LateAfterSomebodyUnknown(t *testing.T) {
 func TestC20_Counts(t *testing.T) {
 	s := New(&fake{size: 1}, Options{Reads: 2})
 	first, _ := s.Claim()
-	if got := s.Status().Counts; got != (Counts{Claimed: 1}) {
+	if got := s.Status().Counts; got != (Counts{Sealed: 1, Claimed: 1}) {
 		t.Fatalf("before it is known who it is: %+v", got)
 	}
 	first.Close()
@@ -666,7 +666,7 @@ func TestC20_Counts(t *testing.T) {
 	s.Attempt(Refusal, "open", "", 1)
 	s.Attempt(Late, "open", "", 1)
 	s.Attempt(Late, "open", "", 1)
-	want := Counts{Claimed: 3, GivenBack: 1, Delivered: 2, Refused: 1, Late: 2}
+	want := Counts{Sealed: 1, Claimed: 3, GivenBack: 1, Delivered: 2, Refused: 1, Late: 2}
 	if st := s.Status(); st.Counts != want || st.Attempts != 3 {
 		t.Fatalf("%+v, want %+v", st, want)
 	}

@@ -43,6 +43,8 @@ var sandboxes = map[string]func(dir *os.File) error{
 	"decryptor-asks": func(*os.File) error { return Decryptor(true) },
 	"warden":         func(*os.File) error { return Warden(true) },
 	"warden-helped":  func(*os.File) error { return Warden(false) },
+	"publisher":      Publisher,
+	"publisher-http": func(*os.File) error { return Publisher(nil) },
 }
 
 func actor(who, what, dir string) int {
@@ -444,6 +446,25 @@ func TestM4_WardenGivesUpTheRest(t *testing.T) {
 	// A helper must be able to start, with its privilege.
 	if got := run(t, "warden-helped", "exec")["exec"]; got != "ok" {
 		t.Errorf("fusermount3 could not be started: %s", got)
+	}
+}
+
+// What speaks to the network has files in one directory, if any.
+func TestM4_PublisherGivesUpTheRest(t *testing.T) {
+	needLayers(t)
+	keeps := []string{"create", "unlink", "rename", "go-on"}
+	for _, who := range []string{"publisher", "publisher-http"} {
+		wants(t, who, all(t, who), func(what string) string {
+			switch {
+			case what == "go-on", who == "publisher" && slices.Contains(keeps, what):
+				return "ok"
+			case who == "publisher" && slices.Contains([]string{"open", "open-self", "open-dir"}, what):
+				return "EACCES" // Landlock: the call as such is needed
+			case what == "x32":
+				return "ENOSYS"
+			}
+			return "EPERM"
+		})
 	}
 }
 

@@ -54,7 +54,7 @@ func Server(under *os.File) (on []Layer, err error) {
 		return on, err
 	}
 	on = append(on, NoPrivileges)
-	locked, err := onlyUnder(under)
+	locked, err := onlyBelow(under, ll.AccessFSReadFile|ll.AccessFSReadDir)
 	if err != nil {
 		return on, err
 	}
@@ -75,16 +75,16 @@ func Server(under *os.File) (on []Layer, err error) {
 	return append(on, Seccomp), nil
 }
 
-// onlyUnder takes away every file, directory and port but what can be read
-// below the directory. It speaks to the kernel by descriptor, where the
-// library's own rules take paths: the path of this directory leads to the mount
-// by now.
-func onlyUnder(under *os.File) (bool, error) {
+// onlyBelow takes away every file, directory and port but some rights below a
+// directory, which may be nil. It speaks to the kernel by descriptor, where the
+// library's own rules take paths: the path of the directory under a mount leads
+// to the mount by now.
+func onlyBelow(dir *os.File, rights uint64) (bool, error) {
 	version, err := ll.LandlockGetABIVersion()
 	if err != nil || version < 1 {
 		return false, nil // not built in, or not switched on
 	}
-	if under == nil {
+	if dir == nil {
 		return true, noFiles()
 	}
 	// Ports and scopes first; this layer leaves files alone.
@@ -99,7 +99,7 @@ func onlyUnder(under *os.File) (bool, error) {
 		return false, fmt.Errorf("landlock_create_ruleset: %w", err)
 	}
 	defer unix.Close(ruleset)
-	rule := ll.PathBeneathAttr{ParentFd: int(under.Fd()), AllowedAccess: ll.AccessFSReadFile | ll.AccessFSReadDir}
+	rule := ll.PathBeneathAttr{ParentFd: int(dir.Fd()), AllowedAccess: rights}
 	if err := ll.LandlockAddPathBeneathRule(ruleset, &rule, 0); err != nil {
 		return false, fmt.Errorf("landlock_add_rule: %w", err)
 	}
