@@ -593,6 +593,10 @@ func (m *mounting) check(ctx context.Context) error {
 func (m *mounting) removePassphrase() error {
 	if path := m.erasable(); path != "" {
 		gone, err := m.warden.Erase()
+		if errors.Is(err, warden.ErrGone) || errors.As(err, new(unix.Errno)) {
+			// It may have come to grief behind the removal.
+			gone = gone || m.passphrase.Unlinked()
+		}
 		switch {
 		case gone:
 			// Going down now would lose passphrase and mount both.

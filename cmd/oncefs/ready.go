@@ -121,6 +121,10 @@ func (h *herald) detach(withError bool) error {
 	return nil
 }
 
+// endPatience is how long a process in the background that did not become ready
+// may take to take everything down again.
+const endPatience = 20 * time.Second
+
 // background starts this command again as a process that detaches when it is
 // ready, and returns then, or with its exit status if it fails before.
 func (m *mountCmd) background(e *env) error {
@@ -156,7 +160,14 @@ func (m *mountCmd) background(e *env) error {
 	if _, err := bufio.NewReader(ours).ReadByte(); err == nil {
 		return nil
 	}
-	err = cmd.Wait()
+	waited := make(chan error, 1)
+	go func() { waited <- cmd.Wait() }()
+	select {
+	case err = <-waited:
+	case <-time.After(endPatience):
+		// It goes on, so it is ready and could not say so.
+		return fmt.Errorf("the process in the background (%d) did not say that it is ready; see oncefs status", cmd.Process.Pid)
+	}
 	if exit, ok := err.(*exec.ExitError); ok && exit.Exited() {
 		return statusError(exit.ExitCode()) // it has said why
 	}

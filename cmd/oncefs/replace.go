@@ -128,7 +128,7 @@ func (t *target) replace(ctx context.Context, e *env, plain *secretmem.Buffer, p
 		if t.file != nil {
 			var st unix.Stat_t
 			if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-				return err
+				return &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
 			}
 			if st.Uid != t.stat.Uid || st.Gid != t.stat.Gid {
 				if err := f.Chown(int(t.stat.Uid), int(t.stat.Gid)); err != nil {

@@ -16,6 +16,8 @@ func TestMain(m *testing.M) {
 		switch os.Args[1] {
 		case "hold":
 			os.Exit(hold(os.Args[2:]))
+		case "fault":
+			os.Exit(faultMain(os.Args[2:]))
 		case "sip":
 			os.Exit(sip(os.Args[2:]))
 		case "hostile":

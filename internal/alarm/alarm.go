@@ -120,8 +120,12 @@ func Main(args []string) int {
 		if err != nil {
 			a.Error = err.Error()
 		}
-		if line, err := json.Marshal(a); err == nil {
-			socket.Write(append(line, '\n'))
+		line, err := json.Marshal(a)
+		if err == nil {
+			_, err = socket.Write(append(line, '\n'))
+		}
+		if err != nil {
+			socket.Close() // who waits for it must not wait for ever
 		}
 	}
 	// What was inherited must not be passed on: the descriptor of a passphrase may

@@ -126,6 +126,12 @@ func (p *File) File() *os.File { return p.f }
 // remove.
 func (p *File) Removable() string { return p.path }
 
+// Unlinked tells that the file has no name any more, whoever took it away.
+func (p *File) Unlinked() bool {
+	var st unix.Stat_t
+	return unix.Fstat(int(p.f.Fd()), &st) == nil && st.Nlink == 0
+}
+
 // Close closes the file and leaves it where it is.
 func (p *File) Close() error {
 	if p.w != nil {

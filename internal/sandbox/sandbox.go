@@ -3,6 +3,7 @@ package sandbox
 
 import (
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,22 @@ func Hide() error {
 func Undump() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err)
+	}
+	return nil
+}
+
+// perThread is the real-time signal by which the Go runtime has every thread make
+// a system call (sigPerThreadSyscall in its sources).
+const perThread = unix.Signal(33)
+
+// signalable tells whether the threads of this process can be signalled, which
+// giving something up in all of them takes. Where its user has too many signals
+// waiting (RLIMIT_SIGPENDING) they cannot; the runtime does not look, and would
+// wait for its threads for ever. A thread that was not asked to do anything takes
+// the signal for nothing.
+func signalable() error {
+	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), perThread); err != nil {
+		return fmt.Errorf("tgkill (RLIMIT_SIGPENDING is how many signals may wait): %w", err)
 	}
 	return nil
 }

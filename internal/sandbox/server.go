@@ -131,6 +131,9 @@ func DropCapabilities() error { return dropCapabilities() }
 // The bounding set is left: it says what a started program could get, and with
 // no_new_privs that is nothing.
 func dropCapabilities(but ...cap.Value) error {
+	if err := signalable(); err != nil {
+		return err
+	}
 	keep := cap.NewSet()
 	if len(but) > 0 {
 		have := cap.GetProc()
@@ -149,6 +152,9 @@ func dropCapabilities(but ...cap.Value) error {
 }
 
 func noNewPrivs() error {
+	if err := signalable(); err != nil {
+		return err
+	}
 	if err := ll.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl PR_SET_NO_NEW_PRIVS: %w", err)
 	}

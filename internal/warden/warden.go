@@ -44,6 +44,10 @@ const (
 	digestPatience = 30 * time.Second
 )
 
+// startPatience is how long the warden may take until it is set up, which is
+// milliseconds: one that is not by then never will be.
+const startPatience = 30 * time.Second
+
 // A Warden is the running process. Its methods may be called by several
 // goroutines.
 type Warden struct {
@@ -147,8 +151,13 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 	}
 	// It says once, unasked, that it is set up.
 	in := bufio.NewReader(w.release.f)
-	a, err := readAnswer(in)
-	if err = errors.Join(err, a.err()); err != nil {
+	err = w.release.f.SetReadDeadline(time.Now().Add(startPatience))
+	var a answer
+	if err == nil {
+		a, err = readAnswer(in)
+	}
+	if err = errors.Join(err, a.err(), w.release.f.SetReadDeadline(time.Time{})); err != nil {
+		w.cmd.Process.Kill()
 		w.Close()
 		return nil, fmt.Errorf("start the warden: %w", err)
 	}
@@ -282,7 +291,9 @@ type channel struct {
 	waiting map[uint64]chan answer
 }
 
-var errGone = errors.New("the warden is gone")
+// ErrGone says that the warden is no more: whether it did what was asked is not
+// known.
+var ErrGone = errors.New("the warden is gone")
 
 // listen passes answers on until the other end is gone.
 func (c *channel) listen(in *bufio.Reader) {
@@ -315,7 +326,7 @@ func (c *channel) ask(q question, limit time.Duration) (answer, error) {
 	}
 	c.mu.Unlock()
 	if err != nil {
-		return answer{}, fmt.Errorf("%w: %w", errGone, err)
+		return answer{}, fmt.Errorf("%w: %w", ErrGone, err)
 	}
 	var late <-chan time.Time
 	if limit > 0 {
@@ -327,7 +338,7 @@ func (c *channel) ask(q question, limit time.Duration) (answer, error) {
 	case a := <-waiter:
 		return a, nil
 	case <-c.done:
-		return answer{}, errGone
+		return answer{}, ErrGone
 	case <-late:
 		c.mu.Lock()
 		delete(c.waiting, q.ID)
@@ -418,7 +429,9 @@ func (e *end) answer(a answer) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.f.Write(append(line, '\n'))
+	if _, err := e.f.Write(append(line, '\n')); err != nil {
+		e.f.Close() // who waits for this answer must not wait for ever
+	}
 }
 
 // serve answers questions, each in its own time, until the other end is gone.
