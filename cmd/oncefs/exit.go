@@ -80,6 +80,7 @@ var (
 	errNoEncrypted    = errors.New("there is no encrypted file")
 	errAmbiguous      = errors.New("there are two encrypted files of that name, and they differ")
 	errNoPassphrase   = errors.New("there is no passphrase file and no terminal to ask at")
+	errLost           = errors.New("the secret is lost: the process that held it was killed, and had removed the passphrase")
 	errNoNew          = errors.New("there is no file with the new passphrase and no terminal to ask at")
 	errOutput         = errors.New("is there already and is not an OpenPGP message")
 	errTerminal       = errors.New("decrypt: standard output is a terminal, which keeps what it shows")
@@ -126,6 +127,7 @@ var exits = []exit{
 	{code: exitPassphrase, meaning: "there is no passphrase, or it cannot be used",
 		is: []error{errNoPassphrase, errNoNew, errPassphraseFile, decryptor.ErrNoTerminal}, as: as[decryptor.PassphraseFault],
 		hints: map[error]string{
+			errLost:               "give the passphrase again: write its file anew, or start the pod over",
 			fs.ErrPermission:      "this user may not read it: look at its owner and mode",
 			errNoNew:              "name the file with --new-passphrase-file, or keep the old one with --same-passphrase",
 			decryptor.ErrMismatch: "type the same passphrase twice",

@@ -148,6 +148,8 @@ type cli struct {
 	Edit    editCmd    `cmd:"" help:"Edit an encrypted file, in memory only."`
 	Rekey   rekeyCmd   `cmd:"" help:"Change the passphrase or the algorithms of an encrypted file."`
 	Check   checkCmd   `cmd:"" help:"Tell what encrypted files are, how strong, and whether they can be served."`
+	Install installCmd `cmd:"" help:"Copy this program into a directory, for containers."`
+	Copy    copyCmd    `cmd:"" help:"Copy a passphrase from a read-only volume to where mount can remove it."`
 	Demo    demoCmd    `cmd:"" help:"Show all of it in a temporary directory."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 

@@ -52,6 +52,7 @@ type mountFlags struct {
 	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
 	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold."`
 	Wait           bool          `help:"Where the encrypted file does not exist yet, wait for it."`
+	Mkdir          bool          `help:"Make TARGET, a directory, where it does not exist."`
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
 	NotifyFD       int           `name:"notify-fd" default:"-1" placeholder:"N" help:"Write a newline to this descriptor when ready (s6)."`
 	Require        []string      `enum:"secretmem,undumpable,noprivileges,landlock,seccomp,private" placeholder:"NAME" help:"Refuse to go on without this protection: secretmem, landlock, seccomp; for run also private."`
@@ -268,6 +269,11 @@ func (m *mounting) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if m.Mkdir {
+		if err := os.Mkdir(m.Target, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
 	var healed int
 	if m.point, healed, err = mountpoint.Find(m.Target, name); err != nil {
 		return err
@@ -315,6 +321,9 @@ func (m *mounting) start(ctx context.Context) error {
 		m.encrypted = append(m.encrypted, f)
 	}
 	if err := m.openPassphrase(); err != nil {
+		if healed > 0 && (errors.Is(err, errNoPassphrase) || errors.Is(err, os.ErrNotExist)) {
+			return fmt.Errorf("%w: %w", errLost, err)
+		}
 		return err
 	}
 	if m.warden, err = warden.Start(m.binary, m.point, m.erasable()); err != nil {

@@ -28,9 +28,9 @@ func MayMount() bool {
 	return data[0].Effective&(1<<unix.CAP_SYS_ADMIN) != 0
 }
 
-// helperName is the program that the FUSE library runs to mount. A binary of
+// HelperName is the program that the FUSE library runs to mount. A binary of
 // ours that is called by this name does what that program does for root.
-const helperName = "fusermount3"
+const HelperName = "fusermount3"
 
 // CheckDevice tells early whether /dev/fuse can be used at all.
 func CheckDevice() error {
@@ -53,7 +53,7 @@ func CheckDevice() error {
 // mount in a namespace of their own: there set-user-id gives nothing.
 func HelperPath(binary string, overFile bool) (path string, cleanup func(), err error) {
 	path = os.Getenv("PATH")
-	_, err = exec.LookPath(helperName)
+	_, err = exec.LookPath(HelperName)
 	root, may := os.Geteuid() == 0, MayMount()
 	if err == nil && !(root && overFile) && (root || !may) {
 		return path, func() {}, nil
@@ -63,7 +63,7 @@ func HelperPath(binary string, overFile bool) (path string, cleanup func(), err 
 	}
 	// An image may bring the link along; it then needs no writable directory.
 	beside := filepath.Dir(binary)
-	if info, err := os.Stat(filepath.Join(beside, helperName)); err == nil && info.Mode().IsRegular() {
+	if info, err := os.Stat(filepath.Join(beside, HelperName)); err == nil && info.Mode().IsRegular() {
 		return beside + ":" + path, func() {}, nil
 	}
 	var dir string
@@ -73,10 +73,10 @@ func HelperPath(binary string, overFile bool) (path string, cleanup func(), err 
 		}
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("no directory to put %s in: %w", helperName, err)
+		return "", nil, fmt.Errorf("no directory to put %s in: %w", HelperName, err)
 	}
 	cleanup = func() { os.RemoveAll(dir) }
-	if err := os.Symlink(binary, filepath.Join(dir, helperName)); err != nil {
+	if err := os.Symlink(binary, filepath.Join(dir, HelperName)); err != nil {
 		cleanup()
 		return "", nil, err
 	}
@@ -84,7 +84,7 @@ func HelperPath(binary string, overFile bool) (path string, cleanup func(), err 
 }
 
 // IsHelper tells whether the program was called as the mount helper.
-func IsHelper(argv0 string) bool { return filepath.Base(argv0) == helperName }
+func IsHelper(argv0 string) bool { return filepath.Base(argv0) == HelperName }
 
 // Helper is fusermount3 as far as the FUSE library and this program call it:
 // `-o OPTIONS -- DIR` mounts and passes the device's descriptor on, `-u [-z] --
@@ -121,7 +121,7 @@ func Helper(args []string, stderr io.Writer) int {
 		err = mountAndPass(dir, opts)
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: %s: %v\n", helperName, dir, err)
+		fmt.Fprintf(stderr, "%s: %s: %v\n", HelperName, dir, err)
 		return 1
 	}
 	return 0

@@ -261,13 +261,13 @@ func detach(path string) error {
 		return err
 	}
 	// Not for us to do: fusermount3 may, for the user who mounted it.
-	helper, err := exec.LookPath(helperName)
+	helper, err := exec.LookPath(HelperName)
 	if err != nil {
 		return ErrNoHelper
 	}
 	out, err := exec.Command(helper, "-u", "-z", "--", path).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%s: %s", helperName, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s: %s", HelperName, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
