@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 FUZZTIME ?= 5s
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo deps test unit integration man fuzz race attack bench clean
+.PHONY: help build demo deps test unit integration man fuzz race attack bench image test-cluster clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,12 @@ attack: deps build ## root scans, faults are injected, hostile readers try
 
 bench: build ## against its peers; writes docs/benchmarks.md, SHORT=1 a smoke test
 	ci/bench
+
+image: ## the container image, built without a registry (as root)
+	ci/image $(VERSION)
+
+test-cluster: build ## every shape of docs/kubernetes.md in a cluster that comes up and goes down for it
+	integration/k8s/test
 
 clean:
 	rm -rf dist
