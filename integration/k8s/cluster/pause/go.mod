@@ -1,0 +1,3 @@
+module oncefs.test/pause
+
+go 1.26.0
