@@ -61,8 +61,50 @@ func TestManPageOfKubernetes(t *testing.T) {
 	}
 	// The page's name is its first heading, and a line of NAME is needed.
 	_, rest, _ := strings.Cut(string(text), "\n")
-	source := `% "oncefs.k8s" 7 "" "oncefs"` + "\n\n# NAME\noncefs.k8s - oncefs in Kubernetes\n\n# DESCRIPTION\n" + rest
+	source := `% "oncefs.k8s" 7 "" "oncefs"` + "\n\n# NAME\noncefs.k8s - oncefs in Kubernetes\n\n# DESCRIPTION\n" + lists(rest)
 	written(t, "../../docs/man/oncefs.k8s.7", md2man.Render([]byte(source)))
+}
+
+// lists turns each table into a list: a page is 80 columns wide, and cells hold
+// sentences. What a row is about stands in the cells before the last two, or in the
+// first of two; the others follow with the names of their columns.
+func lists(markdown string) string {
+	var b strings.Builder
+	var head []string
+	for line := range strings.Lines(markdown) {
+		row, isRow := strings.CutPrefix(strings.TrimSpace(line), "|")
+		if !isRow {
+			head = nil
+			b.WriteString(line)
+			continue
+		}
+		cells := strings.Split(strings.TrimSuffix(row, "|"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
+		}
+		switch {
+		case head == nil:
+			head = cells
+		case strings.HasPrefix(cells[0], "---"):
+		default:
+			about := max(1, len(cells)-2)
+			fmt.Fprintf(&b, "**%s**\n:   ", strings.ReplaceAll(strings.Join(cells[:about], ", "), "`", ""))
+			for i := about; i < len(cells); i++ {
+				if cells[i] == "" {
+					continue
+				}
+				if i > about {
+					b.WriteString(" ")
+				}
+				if head[i] != "" && len(cells) > 2 {
+					fmt.Fprintf(&b, "%s: ", strings.ToUpper(head[i][:1])+head[i][1:])
+				}
+				b.WriteString(strings.TrimSuffix(cells[i], ".") + ".")
+			}
+			b.WriteString("\n\n")
+		}
+	}
+	return b.String()
 }
 
 // manSource is oncefs(1) in Markdown.
