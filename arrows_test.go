@@ -44,16 +44,17 @@ func packages(t *testing.T) []pkg {
 var arrows = map[string][]string{
 	"oncefs/cmd/oncefs": {"oncefs/fs", "oncefs/crypto", "oncefs/internal/once", "oncefs/internal/secretmem", "oncefs/internal/decryptor",
 		"oncefs/internal/sandbox", "oncefs/internal/warden", "oncefs/internal/mountpoint", "oncefs/internal/erase",
-		"oncefs/internal/policy", "oncefs/internal/alarm", "oncefs/internal/metrics", "oncefs/internal/supervisor", "oncefs/internal/private"},
+		"oncefs/internal/policy", "oncefs/internal/alarm", "oncefs/internal/metrics", "oncefs/internal/supervisor", "oncefs/internal/private", "oncefs/internal/bundle"},
 	"oncefs/cmd/oncefs-metrics":  {"oncefs/internal/metrics", "oncefs/internal/sandbox"},
 	"oncefs/fs":                  {"oncefs/internal/once", "oncefs/internal/secretmem"},
-	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
+	"oncefs/internal/decryptor":  {"oncefs/crypto", "oncefs/internal/bundle", "oncefs/internal/secretmem", "oncefs/internal/sandbox"},
 	"oncefs/internal/warden":     {"oncefs/internal/mountpoint", "oncefs/internal/process", "oncefs/internal/erase", "oncefs/internal/sandbox"},
 	"oncefs/internal/policy":     {"oncefs/internal/process"},
 	"oncefs/internal/alarm":      {},
 	"oncefs/internal/metrics":    {},
 	"oncefs/crypto":              {},
 	"oncefs/internal/once":       {},
+	"oncefs/internal/bundle":     {},
 	"oncefs/internal/secretmem":  {},
 	"oncefs/internal/sandbox":    {},
 	"oncefs/internal/mountpoint": {},
@@ -87,6 +88,7 @@ func TestRoomsKeepTheirArrows(t *testing.T) {
 
 // words are foreign vocabularies, each with the one room that speaks it.
 var words = map[string]string{
+	"archive/tar":    "oncefs/internal/bundle",
 	"bazil.org/fuse": "oncefs/fs",
 	"github.com/ProtonMail/go-crypto/openpgp":       "oncefs/crypto",
 	"github.com/klauspost/compress":                 "oncefs/crypto",

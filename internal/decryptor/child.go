@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"math"
 	"os"
 	"runtime"
 	"strconv"
 	"sync"
 
 	"oncefs/crypto"
+	"oncefs/internal/bundle"
 	"oncefs/internal/sandbox"
 )
 
@@ -20,11 +22,17 @@ const (
 	filesFD      = 5 // the encrypted files, one after another
 )
 
+// What the child is told of each message, one letter after another.
+const (
+	plainKind  = 'f' // one file
+	bundleKind = 'b'
+)
+
 // maxData is the most plaintext in one frame.
 const maxData = 1 << 20
 
-// Main is the child: `oncefs decryptor FILES MAX SOURCE`. It decrypts the
-// inherited files, writes frames to the inherited pipe and returns the exit
+// Main is the child: `oncefs decryptor KINDS MAX SOURCE`. It decrypts the
+// inherited files, of which each has a kind, writes frames to the inherited pipe and returns the exit
 // status; whatever went wrong was told through the pipe. Its heap holds
 // passphrase and plaintext, and dies with it.
 func Main(args []string) int {
@@ -34,15 +42,15 @@ func Main(args []string) int {
 	if len(args) != 3 {
 		return 1
 	}
-	files, err1 := strconv.Atoi(args[0])
-	max, err2 := strconv.ParseInt(args[1], 10, 64)
-	if err1 != nil || err2 != nil || files < 1 {
+	kinds := args[0]
+	max, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil || kinds == "" {
 		return 1
 	}
 	out := &frames{w: os.NewFile(pipeFD, "pipe")}
 	secret := os.NewFile(passphraseFD, "passphrase")
 	var inputs []io.Reader
-	for i := range files {
+	for i := range kinds {
 		inputs = append(inputs, os.NewFile(uintptr(filesFD+i), "file "+strconv.Itoa(i)))
 	}
 	// From here on hostile bytes are parsed: nothing more to open or reach.
@@ -50,7 +58,6 @@ func Main(args []string) int {
 		return 1
 	}
 	var passphrase []byte
-	var err error
 	if args[2] == fromTerminal {
 		passphrase, err = askTerminal(secret)
 	} else {
@@ -62,19 +69,23 @@ func Main(args []string) int {
 		out.send(header{kind: refuse, fault: byte(fault)}, nil)
 		return 0
 	}
-	decryptAll(out, inputs, passphrase, max)
+	decryptAll(out, inputs, kinds, passphrase, max)
 	return 0
 }
 
 // decryptAll works on as many files at once as there are processors: nearly all
 // the time of a small file is its S2K.
-func decryptAll(out *frames, inputs []io.Reader, passphrase []byte, max int64) {
+func decryptAll(out *frames, inputs []io.Reader, kinds string, passphrase []byte, max int64) {
 	next := make(chan int)
 	var wg sync.WaitGroup
 	for range min(runtime.GOMAXPROCS(0), len(inputs)) {
 		wg.Go(func() {
 			for i := range next {
-				out.file(uint32(i), inputs[i], passphrase, max)
+				if kinds[i] == bundleKind {
+					out.bundle(uint32(i), inputs[i], passphrase, max)
+				} else {
+					out.file(uint32(i), inputs[i], passphrase, max)
+				}
 			}
 		})
 	}
@@ -102,35 +113,85 @@ func (f *frames) send(h header, body []byte) error {
 	return err
 }
 
-func (f *frames) file(i uint32, in io.Reader, passphrase []byte, max int64) {
-	var total uint64
-	body := bufio.NewWriterSize(writerFunc(func(p []byte) (int, error) {
-		for sent := 0; sent < len(p); {
-			part := p[sent:min(len(p), sent+maxData)]
-			if err := f.send(header{kind: data, file: i, n: uint64(len(part))}, part); err != nil {
-				return sent, err
-			}
-			sent += len(part)
-			total += uint64(len(part))
+// content sends a message's plaintext, in frames of their own for each file.
+type content struct {
+	*frames
+	file uint32
+	sum  uint64
+}
+
+func (c *content) Write(p []byte) (int, error) {
+	for sent := 0; sent < len(p); {
+		part := p[sent:min(len(p), sent+maxData)]
+		if err := c.send(header{kind: data, file: c.file, n: uint64(len(part))}, part); err != nil {
+			return sent, err
 		}
-		return len(p), nil
-	}), 256<<10)
+		sent += len(part)
+		c.sum += uint64(len(part))
+	}
+	return len(p), nil
+}
+
+func (f *frames) file(i uint32, in io.Reader, passphrase []byte, max int64) {
+	out := &content{frames: f, file: i}
+	body := bufio.NewWriterSize(out, 256<<10)
 	err := crypto.Decrypt(body, in, passphrase, max)
 	if err == nil {
 		err = body.Flush()
 	}
+	f.finish(out, err)
+}
+
+// finish says how a message ended.
+func (f *frames) finish(out *content, err error) {
 	if err != nil {
 		fault, detail := crypto.FaultOf(err)
 		detail = printable(detail)
-		f.send(header{kind: failed, fault: byte(fault), file: i, n: uint64(len(detail))}, []byte(detail))
+		f.send(header{kind: failed, fault: byte(fault), file: out.file, n: uint64(len(detail))}, []byte(detail))
 		return
 	}
-	f.send(header{kind: done, file: i, n: total}, nil)
+	f.send(header{kind: done, file: out.file, n: out.sum}, nil)
 }
 
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+// bundle takes a message's content apart as it is decrypted. A fault of the archive
+// is told only when the message was authenticated: before that it may be damage.
+func (f *frames) bundle(i uint32, in io.Reader, passphrase []byte, max int64) {
+	out := &content{frames: f, file: i}
+	r, w := io.Pipe()
+	read := make(chan error, 1)
+	go func() {
+		body := bufio.NewWriterSize(out, 256<<10)
+		err := bundle.Read(r, max, func(e bundle.Entry) (io.Writer, error) {
+			if err := body.Flush(); err != nil {
+				return nil, err
+			}
+			h := header{kind: entry, mode: uint16(e.Mode), file: i, n: uint64(8 + len(e.Name))}
+			if e.Dir {
+				h.fault = 1
+			}
+			return body, f.send(h, putEntry(e))
+		})
+		if err == nil {
+			err = body.Flush()
+		}
+		_, _ = io.Copy(io.Discard, r) // to its end, which says whether it is authentic
+		read <- err
+	}()
+	most := int64(math.MaxInt64)
+	if max < most-bundle.Overhead {
+		most = max + bundle.Overhead
+	}
+	err := crypto.Decrypt(w, in, passphrase, most)
+	w.CloseWithError(err) // nil is the end
+	var fault *bundle.Error
+	if bad := <-read; err == nil && errors.As(bad, &fault) {
+		f.send(header{kind: unfit, fault: byte(fault.Fault), file: i, n: uint64(fault.Entry)}, nil)
+		return
+	} else if err == nil {
+		err = bad
+	}
+	f.finish(out, err)
+}
 
 func printable(s string) string {
 	b := []byte(s[:min(len(s), maxText)])

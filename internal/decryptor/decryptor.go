@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"oncefs/internal/bundle"
 	"oncefs/internal/secretmem"
 )
 
@@ -43,11 +44,26 @@ const (
 // was killed.
 var ErrDied = errors.New("the decrypting process died")
 
-// Decrypt runs the child on the open files and returns one buffer for each,
-// filled and authenticated. max is the most that each may hold. On an error
-// every buffer is wiped and none is returned: a *FileError for a fault of one
-// file, a PassphraseFault, ErrDied, or what the system said.
-func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphrase, max int64, store *secretmem.Store) (_ []*secretmem.Buffer, err error) {
+// A Message is an open encrypted file and what its content is taken for.
+type Message struct {
+	File   *os.File
+	Bundle bool // a tar archive of files, see package bundle
+}
+
+// A Content is what a message held: all of it, or one file or directory of a
+// bundle.
+type Content struct {
+	bundle.Entry                   // zero but for a bundle's
+	Bytes        *secretmem.Buffer // nil for a directory
+}
+
+// Decrypt runs the child on the messages and returns the contents of each,
+// authenticated and in secret memory: one content of a plain message; of a bundle
+// its directories, parents first, and then its files in the archive's order. max is
+// the most that a message may hold; of a bundle, the contents of its files in all.
+// On an error everything is wiped and nothing returned: a *FileError for a fault of
+// one message, a PassphraseFault, ErrDied, or what the system said.
+func Decrypt(ctx context.Context, binary string, messages []Message, pass Passphrase, max int64, store *secretmem.Store) (_ [][]Content, err error) {
 	ours, theirs, err := os.Pipe()
 	if err != nil {
 		return nil, fmt.Errorf("pipe to the decrypting process: %w", err)
@@ -60,38 +76,55 @@ func Decrypt(ctx context.Context, binary string, files []*os.File, pass Passphra
 	if pass.Terminal {
 		source = fromTerminal
 	}
-	cmd, err := startChild(ctx, binary, append([]*os.File{theirs, pass.File}, files...), strconv.Itoa(len(files)), strconv.FormatInt(max, 10), source)
+	files := []*os.File{theirs, pass.File}
+	var kinds []byte
+	var parts []*arriving
+	for _, m := range messages {
+		files = append(files, m.File)
+		kind := byte(plainKind)
+		if m.Bundle {
+			kind = bundleKind
+		}
+		kinds = append(kinds, kind)
+		parts = append(parts, newArriving(m.Bundle, max, store))
+	}
+	cmd, err := startChild(ctx, binary, files, string(kinds), strconv.FormatInt(max, 10), source)
 	theirs.Close()
+	if err == nil {
+		err = cmd.receive(ctx, int(ours.Fd()), parts)
+	}
+	var all [][]Content
+	for _, p := range parts {
+		if err != nil {
+			err = errors.Join(err, p.wipe())
+		}
+		all = append(all, p.content)
+	}
 	if err != nil {
 		return nil, err
 	}
+	return all, nil
+}
 
-	bufs := make([]*secretmem.Buffer, len(files))
-	for i := range bufs {
-		bufs[i] = store.NewBuffer(max)
-	}
-	received := receive(int(ours.Fd()), bufs)
+// receive takes what the child sends, to the end of both.
+func (c *child) receive(ctx context.Context, fd int, parts []*arriving) error {
+	received := receive(fd, parts)
 	if received != nil {
 		// Whatever it still wanted to say is of no use.
-		cmd.Process.Kill()
+		c.Process.Kill()
 	}
-	waited := cmd.wait()
+	waited := c.wait()
 	switch {
 	case ctx.Err() != nil:
-		err = ctx.Err()
+		return ctx.Err()
 	case errors.Is(received, io.ErrUnexpectedEOF):
-		err = ErrDied
+		return ErrDied
 	case received != nil:
-		err = received
+		return received
 	case waited != nil:
-		err = fmt.Errorf("%w: %w", ErrDied, waited)
-	default:
-		return bufs, nil
+		return fmt.Errorf("%w: %w", ErrDied, waited)
 	}
-	for _, b := range bufs {
-		err = errors.Join(err, b.Wipe())
-	}
-	return nil, err
+	return nil
 }
 
 // child is a running child. It must be waited for by the goroutine that started

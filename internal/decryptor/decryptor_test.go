@@ -1,6 +1,7 @@
 package decryptor
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/crypto"
+	"oncefs/internal/bundle"
 	"oncefs/internal/sandbox"
 	"oncefs/internal/secretmem"
 )
@@ -87,7 +90,19 @@ func reopen(t *testing.T, f *os.File) *os.File {
 
 func run(t *testing.T, ctx context.Context, files []*os.File, passphrase string, max int64, s *secretmem.Store) ([]*secretmem.Buffer, error) {
 	t.Helper()
-	return Decrypt(ctx, "/proc/self/exe", files, Passphrase{File: file(t, []byte(passphrase))}, max, s)
+	var messages []Message
+	for _, f := range files {
+		messages = append(messages, Message{File: f})
+	}
+	all, err := Decrypt(ctx, "/proc/self/exe", messages, Passphrase{File: file(t, []byte(passphrase))}, max, s)
+	var bufs []*secretmem.Buffer
+	for _, c := range all {
+		if len(c) != 1 || c[0].Entry != (bundle.Entry{}) {
+			t.Errorf("contents of a plain message: %v", c)
+		}
+		bufs = append(bufs, c[0].Bytes)
+	}
+	return bufs, err
 }
 
 // contentOf sends a buffer out through a pipe, for comparison.
@@ -138,6 +153,102 @@ func TestM2_DecryptsManyAtOnce(t *testing.T) {
 	}
 }
 
+// archive is a tar archive of files and, where a name ends in /, directories.
+func archive(t *testing.T, members ...string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := 0; i < len(members); i += 2 {
+		h := &tar.Header{Name: members[i], Typeflag: tar.TypeReg, Mode: 0o640, Size: int64(len(members[i+1]))}
+		if strings.HasSuffix(h.Name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o750
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(w, members[i+1])
+	}
+	w.Close()
+	return b.Bytes()
+}
+
+func TestM2_ABundleIsTakenApart(t *testing.T) {
+	s := store(t)
+	large := strings.Repeat("large", 500_000)
+	messages := []Message{
+		{File: message(t, archive(t, "top", "one", "d/", "", "d/e/large", large, "d/none", "")), Bundle: true},
+		{File: message(t, archive(t, "as", "it is"))},
+	}
+	all, err := Decrypt(t.Context(), "/proc/self/exe", messages, Passphrase{File: file(t, []byte(pass))}, 4<<20, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range all[0] {
+		what := "directory"
+		if c.Bytes != nil {
+			b := contentOf(t, c.Bytes)
+			what = fmt.Sprintf("%d bytes", len(b))
+			if c.Name == "d/e/large" && string(b) != large {
+				t.Error("d/e/large: other content")
+			}
+		}
+		got = append(got, fmt.Sprintf("%s %o %s", c.Name, c.Mode, what))
+	}
+	if want := "d 750 directory, d/e 755 directory, top 640 3 bytes, d/e/large 640 2500000 bytes, d/none 640 0 bytes"; strings.Join(got, ", ") != want {
+		t.Errorf("got %s, want %s", strings.Join(got, ", "), want)
+	}
+	if plain := all[1]; len(plain) != 1 || plain[0].Bytes.Size() <= 512 || plain[0].Entry != (bundle.Entry{}) {
+		t.Errorf("the archive that is no bundle: %v", plain)
+	}
+	for _, c := range slices.Concat(all...) {
+		if c.Bytes != nil {
+			c.Bytes.Wipe()
+		}
+	}
+	if s.Live() != 0 {
+		t.Fatalf("%d buffers left", s.Live())
+	}
+}
+
+// What is no bundle is refused when the whole message was authenticated; before
+// that it is damage.
+func TestM2_FaultsOfABundleComeThrough(t *testing.T) {
+	whole := archive(t, "a", "one", "../b", "two")
+	f := message(t, whole)
+	encrypted, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		file *os.File
+		pass string
+		max  int64
+		want error
+	}{
+		"leads out":        {f, pass, 100, &bundle.Error{Entry: 2, Fault: bundle.ErrName}},
+		"not an archive":   {message(t, []byte(strings.Repeat("user: app\n", 100))), pass, 100, &bundle.Error{Entry: 1, Fault: bundle.ErrFormat}},
+		"nothing":          {message(t, nil), pass, 100, &bundle.Error{Fault: bundle.ErrNoEnd}},
+		"too large in all": {message(t, archive(t, "a", "12345", "b", "12345")), pass, 9, &bundle.Error{Entry: 2, Fault: bundle.ErrTooLarge}},
+		"cut message":      {file(t, encrypted[:len(encrypted)-60]), pass, 100, crypto.ErrDamaged},
+		"wrong passphrase": {f, "nope", 100, crypto.ErrWrongPassphrase},
+		"a bomb":           {message(t, append(whole, make([]byte, 8<<20)...)), pass, 100, crypto.ErrTooLarge},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.file.Seek(0, io.SeekStart)
+			s := store(t)
+			all, err := Decrypt(t.Context(), "/proc/self/exe", []Message{{File: c.file, Bundle: true}}, Passphrase{File: file(t, []byte(c.pass))}, c.max, s)
+			var bad *bundle.Error
+			if want, ok := c.want.(*bundle.Error); all != nil || ok && (!errors.As(err, &bad) || *bad != *want) || !ok && !errors.Is(err, c.want) {
+				t.Fatalf("%v, %v", all, err)
+			}
+			if s.Live() != 0 {
+				t.Fatalf("%d buffers left", s.Live())
+			}
+		})
+	}
+}
+
 func TestM2_FaultsComeThrough(t *testing.T) {
 	good := message(t, []byte("good"))
 	whole, err := os.ReadFile(good.Name())
@@ -185,7 +296,7 @@ func TestM2_KilledChild(t *testing.T) {
 	defer w.Close()
 	got := make(chan error)
 	go func() {
-		_, err := Decrypt(t.Context(), "/proc/self/exe", []*os.File{message(t, []byte("x"))}, Passphrase{File: r}, 10, s)
+		_, err := Decrypt(t.Context(), "/proc/self/exe", []Message{{File: message(t, []byte("x"))}}, Passphrase{File: r}, 10, s)
 		got <- err
 	}()
 	child := waitForChild(t)
@@ -228,7 +339,7 @@ func TestM2_CancelKillsTheChild(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	got := make(chan error)
 	go func() {
-		_, err := Decrypt(ctx, "/proc/self/exe", []*os.File{message(t, []byte("x"))}, Passphrase{File: r}, 10, s)
+		_, err := Decrypt(ctx, "/proc/self/exe", []Message{{File: message(t, []byte("x"))}}, Passphrase{File: r}, 10, s)
 		got <- err
 	}()
 	child := waitForChild(t)
@@ -382,6 +493,11 @@ func FuzzReceive(f *testing.F) {
 	add(header{kind: refuse, fault: byte(ErrEmpty)})
 	add(header{kind: refuse, fault: 99, n: 300})
 	add(header{kind: 9})
+	size := func(n byte) string { return strings.Repeat("\x00", 7) + string(n) }
+	add(header{kind: done}, header{kind: entry, file: 1, fault: 1, mode: 0o700, n: 9}, size(0)+"d", header{kind: entry, file: 1, mode: 0o600, n: 11}, size(2)+"d/f",
+		header{kind: data, file: 1, n: 2}, "ab", header{kind: done, file: 1, n: 2})
+	add(header{kind: entry, file: 1, n: 10}, size(0)+"..")
+	add(header{kind: unfit, file: 1, fault: byte(bundle.ErrSymlink), n: 3})
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		if len(stream) > 60_000 {
 			t.Skip()
@@ -394,12 +510,24 @@ func FuzzReceive(f *testing.F) {
 		w.Write(stream)
 		w.Close()
 		s := store(t)
-		bufs := []*secretmem.Buffer{s.NewBuffer(1 << 14), s.NewBuffer(1 << 14)}
-		err = receive(int(r.Fd()), bufs)
-		var held int64
-		for _, b := range bufs {
-			held += b.Size()
-			if err := b.Wipe(); err != nil {
+		messages := []*arriving{newArriving(false, 1<<14, s), newArriving(true, 1<<14, s)}
+		err = receive(int(r.Fd()), messages)
+		var held, told int64
+		var tree bundle.Tree
+		for i, m := range messages {
+			for _, c := range m.content {
+				if c.Bytes != nil {
+					held += c.Bytes.Size()
+				}
+				if err != nil || i == 0 {
+					continue
+				}
+				told += int64(8 + len(c.Name))
+				if tree.Add(c.Entry) != nil || c.Dir != (c.Bytes == nil) || !c.Dir && c.Bytes.Size() != c.Size {
+					t.Fatalf("taken for good: %+v", c.Entry)
+				}
+			}
+			if err := m.wipe(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -407,11 +535,12 @@ func FuzzReceive(f *testing.F) {
 			t.Fatalf("%d buffers left", s.Live())
 		}
 		if held > 2<<14 {
-			t.Fatalf("%d bytes in two buffers", held)
+			t.Fatalf("%d bytes in two messages of that size", held)
 		}
 		if err == nil {
-			// It must have been said twice that a file is whole, and no more.
-			if n := int64(len(stream)) - held; n < 2*headerSize || n%headerSize != 0 {
+			// It must have been said of both that they are whole, and what the second
+			// holds.
+			if n := int64(len(stream)) - held; n < 3*headerSize+told-int64(len(tree.Dirs())*(bundle.MaxName+8)) {
 				t.Fatalf("%d bytes of protocol were taken for good", n)
 			}
 		}
@@ -420,7 +549,15 @@ func FuzzReceive(f *testing.F) {
 
 func TestProtocolRefuses(t *testing.T) {
 	put := func(h header) string { b := h.put(); return string(b[:]) }
-	for name, stream := range map[string]string{
+	file := func(name string, size byte) string {
+		return put(header{kind: entry, n: uint64(8 + len(name))}) + strings.Repeat("\x00", 7) + string(size) + name
+	}
+	dir := func(name string) string {
+		return put(header{kind: entry, fault: 1, n: uint64(8 + len(name))}) + strings.Repeat("\x00", 8) + name
+	}
+	end := put(header{kind: done})
+	byte1 := put(header{kind: data, n: 1}) + "x"
+	refuses(t, false, map[string]string{
 		"nothing":            "",
 		"half a header":      "\x01\x00\x00",
 		"no end":             put(header{kind: data, n: 1}) + "x",
@@ -436,16 +573,66 @@ func TestProtocolRefuses(t *testing.T) {
 		"unknown fault":      put(header{kind: failed, fault: 77}),
 		"unknown refusal":    put(header{kind: refuse, fault: 77}),
 		"bytes that are 0":   "\x01\x00\x01\x00" + strings.Repeat("\x00", 12),
-	} {
+		"an entry":           file("a", 0) + end,
+		"no bundle":          put(header{kind: unfit, fault: byte(bundle.ErrEmpty)}),
+	})
+	refuses(t, true, map[string]string{
+		"nothing":                  "",
+		"no entry":                 end,
+		"data without an entry":    byte1 + end,
+		"out":                      file("../a", 0) + end,
+		"absolute":                 file("/a", 0) + end,
+		"no name":                  file("", 0) + end,
+		"a zero byte":              file("a\x00b", 0) + end,
+		"too long":                 file(strings.Repeat("a", 256), 0) + end,
+		"longer":                   file(strings.Repeat("a/", 600)+"a", 0) + end,
+		"two of one name":          file("a", 0) + file("a", 0) + end,
+		"a file and a directory":   file("a", 0) + dir("a") + end,
+		"below a file":             file("a", 0) + file("a/b", 0) + end,
+		"data in a directory":      dir("a") + byte1 + put(header{kind: done, n: 1}),
+		"a directory with a size":  put(header{kind: entry, fault: 1, n: 9}) + strings.Repeat("\x00", 7) + "\x01a" + end,
+		"neither":                  put(header{kind: entry, fault: 2, n: 9}) + strings.Repeat("\x00", 8) + "a" + end,
+		"set user id":              put(header{kind: entry, mode: 0o4700, n: 9}) + strings.Repeat("\x00", 8) + "a" + end,
+		"negative":                 put(header{kind: entry, n: 9}) + strings.Repeat("\xff", 8) + "a" + end,
+		"less than it says":        file("a", 2) + byte1 + put(header{kind: done, n: 1}),
+		"less, and another":        file("a", 2) + byte1 + file("b", 0) + put(header{kind: done, n: 1}),
+		"more than it says":        file("a", 0) + byte1 + put(header{kind: done, n: 1}),
+		"more than is allowed":     file("a", 11) + end,
+		"more in all":              file("a", 6) + put(header{kind: data, n: 6}) + "012345" + file("b", 6) + end,
+		"wrong sum":                file("a", 1) + byte1 + end,
+		"half an entry":            put(header{kind: entry, n: 10}) + strings.Repeat("\x00", 8) + "a",
+		"an unknown fault of it":   put(header{kind: unfit, fault: 77}),
+		"no such entry":            put(header{kind: unfit, fault: byte(bundle.ErrName), n: 1 << 50}),
+		"after it was whole":       file("a", 0) + end + file("b", 0),
+		"unfit after it was whole": file("a", 0) + end + put(header{kind: unfit, fault: byte(bundle.ErrName)}),
+	})
+	s := store(t)
+	r, w, _ := os.Pipe()
+	io.WriteString(w, file("a/b", 1)+byte1+put(header{kind: done, n: 1}))
+	w.Close()
+	m := newArriving(true, 1, s)
+	if err := receive(int(r.Fd()), []*arriving{m}); err != nil || len(m.content) != 2 || m.content[0].Name != "a" || m.content[1].Bytes.Size() != 1 {
+		t.Errorf("a bundle that keeps to it: %v, %v", err, m.content)
+	}
+	m.wipe()
+	r.Close()
+}
+
+// refuses says each stream of one message to the parent.
+func refuses(t *testing.T, isBundle bool, streams map[string]string) {
+	t.Helper()
+	for name, stream := range streams {
 		r, w, _ := os.Pipe()
 		io.WriteString(w, stream)
 		w.Close()
 		s := store(t)
-		b := s.NewBuffer(10)
-		if err := receive(int(r.Fd()), []*secretmem.Buffer{b}); err == nil {
+		m := newArriving(isBundle, 10, s)
+		if err := receive(int(r.Fd()), []*arriving{m}); err == nil {
 			t.Errorf("%s: no error", name)
 		}
-		b.Wipe()
+		if m.wipe(); s.Live() != 0 {
+			t.Errorf("%s: %d buffers left", name, s.Live())
+		}
 		r.Close()
 	}
 }

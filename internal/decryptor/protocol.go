@@ -7,18 +7,23 @@ import (
 	"io"
 
 	"oncefs/crypto"
+	"oncefs/internal/bundle"
 	"oncefs/internal/secretmem"
 )
 
 // The child writes frames to its pipe: a header of 16 bytes and what follows
-// it. Frames of several files may be mixed; those of one file are in order and
-// end with done or failed.
+// it. Frames of several messages may be mixed; those of one message are in order
+// and end with done, failed or unfit. In a bundle each file and directory begins
+// with an entry, and the data after it is that file's.
 //
 //	byte  0     kind
-//	byte  1     fault, for failed
-//	bytes 4-7   number of the file, from 0, big endian; 0 for refused
-//	bytes 8-15  length of what follows: plaintext for data, text for failed;
-//	            for done, the sum of all the data's lengths, and nothing follows
+//	byte  1     fault, for failed, unfit and refuse; for entry, 1 if a directory
+//	bytes 2-3   permission bits, big endian, for entry; else 0
+//	bytes 4-7   number of the message, from 0, big endian; 0 for refuse
+//	bytes 8-15  length of what follows: plaintext for data, text for failed; for
+//	            entry, the length of its content, 8 bytes, big endian, and its
+//	            name; for done, the sum of all the data's lengths, and nothing
+//	            follows; for unfit, the number of the entry, and nothing follows
 const headerSize = 16
 
 type kind byte
@@ -28,25 +33,29 @@ const (
 	done                   // the whole message was authenticated
 	failed                 // this file has a fault
 	refuse                 // the passphrase cannot be used; no file was tried
+	entry                  // a file or directory of a bundle begins
+	unfit                  // the message was authenticated, and its content is no bundle
 )
 
 type header struct {
 	kind  kind
 	fault byte
+	mode  uint16
 	file  uint32
 	n     uint64
 }
 
 func (h header) put() (b [headerSize]byte) {
 	b[0], b[1] = byte(h.kind), h.fault
+	binary.BigEndian.PutUint16(b[2:], h.mode)
 	binary.BigEndian.PutUint32(b[4:], h.file)
 	binary.BigEndian.PutUint64(b[8:], h.n)
 	return b
 }
 
 func parseHeader(b [headerSize]byte) (header, error) {
-	h := header{kind: kind(b[0]), fault: b[1], file: binary.BigEndian.Uint32(b[4:]), n: binary.BigEndian.Uint64(b[8:])}
-	if h.kind < data || h.kind > refuse || b[2] != 0 || b[3] != 0 {
+	h := header{kind: kind(b[0]), fault: b[1], mode: binary.BigEndian.Uint16(b[2:]), file: binary.BigEndian.Uint32(b[4:]), n: binary.BigEndian.Uint64(b[8:])}
+	if h.kind < data || h.kind > unfit || h.mode != 0 && h.kind != entry {
 		return h, errProtocol
 	}
 	return h, nil
@@ -57,12 +66,108 @@ const maxText = 256
 
 var errProtocol = errors.New("the decrypting process did not keep to its protocol")
 
-// receive reads frames from the descriptor until every buffer is whole or
-// something is wrong. Headers and texts go through ordinary memory, plaintext
-// does not. On an error the caller wipes the buffers.
-func receive(fd int, bufs []*secretmem.Buffer) error {
-	whole := make([]bool, len(bufs))
-	for left := len(bufs); left > 0; {
+// putEntry is what follows the header of an entry.
+func putEntry(e bundle.Entry) []byte {
+	return append(binary.BigEndian.AppendUint64(nil, uint64(e.Size)), e.Name...)
+}
+
+// arriving is a message whose content is being received.
+type arriving struct {
+	bundle  bool
+	max     int64 // bytes of content that may still be told of
+	tree    bundle.Tree
+	content []Content
+	sum     uint64
+	whole   bool
+	store   *secretmem.Store
+}
+
+// newArriving makes room for a message's content. wipe is to be called if it is
+// not wanted.
+func newArriving(isBundle bool, max int64, store *secretmem.Store) *arriving {
+	a := &arriving{bundle: isBundle, max: max, store: store}
+	if !isBundle {
+		a.content = []Content{{Bytes: store.NewBuffer(max)}}
+	}
+	return a
+}
+
+func (a *arriving) wipe() (err error) {
+	for _, c := range a.content {
+		if c.Bytes != nil {
+			err = errors.Join(err, c.Bytes.Wipe())
+		}
+	}
+	return err
+}
+
+// begin takes an entry in, with the same checks that the child has made.
+func (a *arriving) begin(e bundle.Entry) error {
+	if !a.bundle || !a.lastIsWhole() || e.Size < 0 || e.Size > a.max || a.tree.Add(e) != nil {
+		return errProtocol
+	}
+	a.max -= e.Size
+	c := Content{Entry: e}
+	if !e.Dir {
+		c.Bytes = a.store.NewBuffer(e.Size)
+	}
+	a.content = append(a.content, c)
+	return nil
+}
+
+// lastIsWhole tells whether the entry before has all its content.
+func (a *arriving) lastIsWhole() bool {
+	if len(a.content) == 0 {
+		return true
+	}
+	last := a.content[len(a.content)-1]
+	return last.Dir || last.Bytes.Size() == last.Size
+}
+
+// fill takes content from the descriptor straight into secret memory.
+func (a *arriving) fill(fd int, n uint64) error {
+	if n > maxData || len(a.content) == 0 {
+		return errProtocol
+	}
+	last := a.content[len(a.content)-1]
+	if last.Bytes == nil || a.bundle && int64(n) > last.Size-last.Bytes.Size() {
+		return errProtocol
+	}
+	a.sum += n
+	return last.Bytes.Fill(fd, int64(n))
+}
+
+// end is told that the message was authenticated.
+func (a *arriving) end(sum uint64) error {
+	if sum != a.sum || a.bundle && (len(a.content) == 0 || !a.lastIsWhole()) {
+		return errProtocol
+	}
+	if a.bundle {
+		a.addDirs()
+	}
+	a.whole = true
+	return nil
+}
+
+// addDirs puts the directories, also those that had no entry, before the files.
+func (a *arriving) addDirs() {
+	var all []Content
+	for _, e := range a.tree.Dirs() {
+		all = append(all, Content{Entry: e})
+	}
+	for _, c := range a.content {
+		if !c.Dir {
+			all = append(all, c)
+		}
+	}
+	a.content = all
+}
+
+// receive reads frames from the descriptor until every message is whole or
+// something is wrong. Headers, names and texts go through ordinary memory, content
+// does not. On an error the caller wipes what arrived.
+func receive(fd int, messages []*arriving) error {
+	for left := len(messages); left > 0; {
 		var raw [headerSize]byte
 		if err := readFull(fd, raw[:]); err != nil {
 			return err
@@ -79,25 +184,37 @@ func receive(fd int, bufs []*secretmem.Buffer) error {
 			if err := readFull(fd, text); err != nil {
 				return err
 			}
-			return reported(h, text, len(bufs))
+			return reported(h, text, len(messages))
 		}
-		if int64(h.file) >= int64(len(bufs)) || whole[h.file] {
+		if int64(h.file) >= int64(len(messages)) || messages[h.file].whole {
 			return errProtocol
 		}
-		buf := bufs[h.file]
+		m := messages[h.file]
 		switch h.kind {
 		case data:
-			if h.n > maxData {
-				return errProtocol
-			}
-			if err := buf.Fill(fd, int64(h.n)); err != nil {
+			if err := m.fill(fd, h.n); err == errProtocol {
+				return err
+			} else if err != nil {
 				return &FileError{File: int(h.file), Err: err}
 			}
-		case done:
-			if h.n != uint64(buf.Size()) {
+		case entry:
+			e, err := readEntry(fd, h)
+			if err != nil {
+				return err
+			}
+			if err := m.begin(e); err != nil {
+				return err
+			}
+		case unfit:
+			fault := bundle.Fault(h.fault)
+			if !m.bundle || !fault.Known() || h.n > maxEntryNumber {
 				return errProtocol
 			}
-			whole[h.file] = true
+			return &FileError{File: int(h.file), Err: &bundle.Error{Entry: int(h.n), Fault: fault}}
+		case done:
+			if err := m.end(h.n); err != nil {
+				return err
+			}
 			left--
 		}
 	}
@@ -107,6 +224,22 @@ func receive(fd int, bufs []*secretmem.Buffer) error {
 		return errProtocol
 	}
 	return nil
+}
+
+// maxEntryNumber is more than the entries of any archive that is read to its end.
+const maxEntryNumber = 1 << 40
+
+// readEntry reads what follows the header of an entry.
+func readEntry(fd int, h header) (e bundle.Entry, err error) {
+	if h.n <= 8 || h.n > 8+bundle.MaxName || h.fault > 1 {
+		return e, errProtocol
+	}
+	text := make([]byte, h.n)
+	if err := readFull(fd, text); err != nil {
+		return e, err
+	}
+	e = bundle.Entry{Name: string(text[8:]), Dir: h.fault == 1, Mode: uint32(h.mode), Size: int64(binary.BigEndian.Uint64(text))}
+	return e, nil
 }
 
 func reported(h header, text []byte, files int) error {
