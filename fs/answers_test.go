@@ -2,8 +2,12 @@ package fs
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
 	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -168,4 +172,124 @@ func TestReadsUnderAreBounded(t *testing.T) {
 	}
 	k.end()
 	k.destroy()
+}
+
+// names takes a listing apart, as struct fuse_dirent of linux/fuse.h has it.
+func (a answer) names() (all []string) {
+	for b := a.body; len(b) >= 24; {
+		n := int(binary.NativeEndian.Uint32(b[16:]))
+		all = append(all, string(b[24:24+n]))
+		b = b[min(len(b), (24+n+7)/8*8):]
+	}
+	return all
+}
+
+// Secrets in directories: one that is on the disk as well shows what is there, one
+// that is not shows nothing else, and both stay when their secrets are gone.
+func TestC13_SecretsInDirectories(t *testing.T) {
+	k := newKernel(t, false, 100, 90, 80, 70)
+	list := func(node uint64) string {
+		h := k.ask(opOpendir, node, openIn(0)...).handle()
+		names := k.ask(opReaddir, node, readIn(h, 0, 4096)...).names()
+		k.ask(opReleasedir, node, releaseIn(h)...)
+		slices.Sort(names)
+		return strings.Join(names, " ")
+	}
+	lookup := func(node uint64, name string) answer { return k.ask(opLookup, node, name) }
+	if got := list(1); got != ". .. link other own secreta secretb sub" {
+		t.Errorf("root: %s", got)
+	}
+	sub, own := lookup(1, "sub").handle(), lookup(1, "own").handle()
+	if got := list(sub); got != ". .. deep secretc" {
+		t.Errorf("sub: %s", got)
+	}
+	if got := list(own); got != ". .. secretd" {
+		t.Errorf("own: %s", got)
+	}
+	// struct fuse_entry_out has 40 bytes before its struct fuse_attr, that 60 before
+	// the mode.
+	mode := func(a answer) uint32 { return binary.NativeEndian.Uint32(a.body[40+60:]) }
+	if a := lookup(1, "sub"); mode(a) != unix.S_IFDIR|0o700 {
+		t.Errorf("sub: %o; the disk's is 700", mode(a))
+	}
+	if a := lookup(1, "own"); mode(a) != unix.S_IFDIR|0o500 {
+		t.Errorf("own: %o", mode(a))
+	}
+	if a := lookup(own, "other"); a.errno != unix.ENOENT {
+		t.Errorf("a name that is not there: %v", a.errno)
+	}
+	for _, name := range []string{".", "..", "secretd"} {
+		if a := lookup(sub, name); a.errno != unix.ENOENT {
+			t.Errorf("%s in sub: %v", name, a.errno)
+		}
+	}
+	deep := lookup(sub, "deep").handle()
+	h := k.ask(opOpen, deep, openIn(0)...).handle()
+	if a := k.ask(opRead, deep, readIn(h, 0, 100)...); string(a.body) != "deep" {
+		t.Errorf("sub/deep: %v %q", a.errno, a.body)
+	}
+	for i, in := range []uint64{sub, own} {
+		name := []string{"secretc", "secretd"}[i]
+		node := lookup(in, name).handle()
+		before := list(in)
+		h := k.ask(opOpen, node, openIn(0)...).handle()
+		if got := list(in); got+" "+name != before {
+			t.Errorf("while %s is claimed: %s, and before %s", name, got, before)
+		}
+		if a := lookup(in, name); a.errno != unix.ENOENT {
+			t.Errorf("%s while it is claimed: %v", name, a.errno)
+		}
+		if a := k.ask(opRead, node, readIn(h, 0, 4096)...); !bytes.Equal(a.body, k.content[2+i]) {
+			t.Errorf("%s: %v, %d bytes", name, a.errno, len(a.body))
+		}
+		k.ask(opRelease, node, releaseIn(h)...)
+		if a := lookup(in, name); a.errno != unix.ENOENT {
+			t.Errorf("%s when it is spent: %v", name, a.errno)
+		}
+		if a := k.ask(opGetattr, in, make([]byte, 16)); a.errno != 0 {
+			t.Errorf("the directory of %s when it is spent: %v", name, a.errno)
+		}
+	}
+	if got := list(1); got != ". .. link other own secreta secretb sub" {
+		t.Errorf("root in the end: %s", got)
+	}
+	k.end()
+	k.destroy()
+}
+
+// What the caller makes of names is looked at once more before anything is
+// mounted.
+func TestNamesThatCannotBe(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	for name, o := range map[string]Options{
+		"out":             {Files: []File{{Name: "../a"}}},
+		"absolute":        {Files: []File{{Name: "/a"}}},
+		"nothing":         {Files: []File{{Name: ""}}},
+		"the root":        {Files: []File{{Name: "."}}},
+		"not simple":      {Files: []File{{Name: "a//b"}}, Dirs: []Dir{{Name: "a"}}},
+		"no directory":    {Files: []File{{Name: "a/b"}}},
+		"below a file":    {Files: []File{{Name: "a"}, {Name: "a/b"}}},
+		"twice":           {Files: []File{{Name: "a"}, {Name: "a"}}},
+		"file and dir":    {Files: []File{{Name: "a"}}, Dirs: []Dir{{Name: "a"}}},
+		"a dir twice":     {Dirs: []Dir{{Name: "a"}, {Name: "a"}}},
+		"a dir leads out": {Dirs: []Dir{{Name: ".."}}},
+	} {
+		o.Under, o.Path = dir, "/nowhere"
+		if _, err := newServer(o); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestStatusInParts(t *testing.T) {
+	for name, want := range map[string]int{StatusAttr: 0, StatusAttr + ".0": 0, StatusAttr + ".17": 17,
+		StatusAttr + ".": -1, StatusAttr + ".x": -1, StatusAttr + ".-1": -1, StatusAttr + "x": -1, "user.x": -1, "": -1} {
+		if from, ok := statusFrom(name); ok != (want >= 0) || ok && from != want {
+			t.Errorf("%s: %d, %v", name, from, ok)
+		}
+	}
 }

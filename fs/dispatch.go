@@ -3,6 +3,8 @@ package fs
 import (
 	"encoding/binary"
 	"errors"
+	"strconv"
+	"strings"
 
 	"bazil.org/fuse"
 	"golang.org/x/sys/unix"
@@ -47,8 +49,8 @@ func (s *Server) dispatch(req fuse.Request) {
 		switch f := s.secret(r.Node); {
 		case f != nil && !r.Dir:
 			s.open(r, f)
-		case r.Dir && r.Node == fuse.RootID && s.under != nil:
-			r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&listing{root: true})})
+		case r.Dir && s.dir(r.Node) != nil:
+			r.Respond(&fuse.OpenResponse{Handle: s.addHandle(&listing{dir: s.dir(r.Node)})})
 		default:
 			s.below(r, r.Node, func(path string) { s.openUnder(r, path) })
 		}
@@ -128,13 +130,23 @@ func (s *Server) lookup(r *fuse.LookupRequest) {
 		r.RespondError(unix.ENOTDIR)
 		return
 	}
-	if f := s.names[r.Name]; f != nil && r.Node == fuse.RootID {
-		if f.Secret.State() != once.Sealed {
-			s.turnAway(r, f, once.Late, "lookup", unix.ENOENT)
+	if in := s.dir(r.Node); in != nil {
+		if f := in.files[r.Name]; f != nil {
+			if f.Secret.State() != once.Sealed {
+				s.turnAway(r, f, once.Late, "lookup", unix.ENOENT)
+				return
+			}
+			r.Respond(&fuse.LookupResponse{Node: f.node, Attr: f.attr(s.since)})
 			return
 		}
-		r.Respond(&fuse.LookupResponse{Node: f.node, Attr: f.attr(s.since)})
-		return
+		if d := in.dirs[r.Name]; d != nil {
+			r.Respond(&fuse.LookupResponse{Node: d.node, Attr: s.dirAttr(d)})
+			return
+		}
+		if !in.shows {
+			r.RespondError(unix.ENOENT)
+			return
+		}
 	}
 	s.below(r, r.Node, func(path string) { s.lookupUnder(r, path) })
 }
@@ -142,11 +154,8 @@ func (s *Server) lookup(r *fuse.LookupRequest) {
 func (s *Server) getattr(r *fuse.GetattrRequest) {
 	f := s.secret(r.Node)
 	if f == nil {
-		if r.Node == fuse.RootID {
-			s.mu.Lock()
-			attr := s.under.rootAttr(s.changed)
-			s.mu.Unlock()
-			r.Respond(&fuse.GetattrResponse{Attr: attr})
+		if d := s.dir(r.Node); d != nil {
+			r.Respond(&fuse.GetattrResponse{Attr: s.dirAttr(d)})
 			return
 		}
 		s.below(r, r.Node, func(path string) { s.getattrUnder(r, path) })
@@ -206,7 +215,7 @@ func (s *Server) claim(r *fuse.OpenRequest, f *file) {
 		return
 	}
 	f.opener.Store(r.Pid)
-	s.noteChange()
+	s.noteChange(f)
 	h := &reading{file: f, claim: claim, known: make(chan struct{})}
 	// Who it is takes another process to find out. The open need not wait for
 	// that; the first byte does, for a reader that waits for it can be looked at.
@@ -307,7 +316,7 @@ func (s *Server) releaseHandle(r *fuse.ReleaseRequest) {
 
 func (s *Server) closeClaim(h *reading) {
 	state := h.claim.Close()
-	s.noteChange()
+	s.noteChange(h.file)
 	if h.cached {
 		// No descriptor is left, so no page is being read and this cannot wait.
 		s.dropPages(h.file)
@@ -333,7 +342,8 @@ func (s *Server) dropPages(f *file) {
 }
 
 func (s *Server) getxattr(r *fuse.GetxattrRequest) {
-	if r.Name != StatusAttr || r.Node != fuse.RootID || s.opts.Status == nil {
+	from, ok := statusFrom(r.Name)
+	if !ok || r.Node != fuse.RootID || s.opts.Status == nil {
 		r.RespondError(unix.ENODATA)
 		return
 	}
@@ -341,10 +351,21 @@ func (s *Server) getxattr(r *fuse.GetxattrRequest) {
 		r.RespondError(unix.EACCES)
 		return
 	}
-	value := s.opts.Status()
+	value := s.opts.Status(from)
 	if r.Size != 0 && int(r.Size) < len(value) {
 		r.RespondError(unix.ERANGE)
 		return
 	}
 	r.Respond(&fuse.GetxattrResponse{Xattr: value})
+}
+
+// statusFrom tells from which file on a status attribute tells.
+func statusFrom(name string) (from int, ok bool) {
+	rest, ok := strings.CutPrefix(name, StatusAttr)
+	if !ok || rest == "" {
+		return 0, ok
+	}
+	number, ok := strings.CutPrefix(rest, ".")
+	from, err := strconv.Atoi(number)
+	return from, ok && err == nil && from >= 0
 }

@@ -31,7 +31,8 @@ import (
 )
 
 // StatusAttr is the extended attribute of the mount's root that tells the
-// status. Reading it claims nothing. Only root and the user who mounted may. The
+// status. Of what does not fit into one, StatusAttr with .N tells from file N on.
+// Reading it claims nothing. Only root and the user who mounted may. The
 // kernel leaves who may read a system attribute to the filesystem (xattr(7)); for
 // a user attribute it would ask for the permission to read the file, which over a
 // file is not there for anybody while it is claimed.
@@ -39,7 +40,7 @@ const StatusAttr = "system.oncefs.status"
 
 // A File is one secret and what stat shows of it.
 type File struct {
-	Name     string
+	Name     string // with the directories that it is in, slashes between them
 	Secret   *once.Secret
 	Bytes    *secretmem.Buffer // what Secret guards
 	Perm     uint32            // permission bits, without any that write
@@ -50,7 +51,8 @@ type File struct {
 type Options struct {
 	Path       string
 	Files      []File
-	AllowOther bool // let other users than the mounting one in, as far as modes allow
+	Dirs       []Dir // that the files are in, parents first; none over a file
+	AllowOther bool  // let other users than the mounting one in, as far as modes allow
 	// Under is the directory that is mounted over, opened before. nil mounts the
 	// one file over a file.
 	Under *os.File
@@ -70,8 +72,9 @@ type Options struct {
 	Who func(pid uint32) (exe, cgroup string)
 	// Holds tells whether a process has a file of that inode number open.
 	Holds func(pid uint32, inode uint64) bool
-	// Status makes the value of StatusAttr.
-	Status func() []byte
+	// Status makes the value of StatusAttr, which tells of the files from that
+	// number on: as many as fit.
+	Status func(from int) []byte
 	// Failed is told of what cannot be told to any reader. It must not block.
 	Failed func(error)
 }
@@ -84,7 +87,7 @@ type Server struct {
 	devFD int
 	pipe  *secretmem.Pipe
 	files []*file
-	names map[string]*file
+	dirs  []*dir // the root first; none over a file
 	under *under // nil over a file
 	since time.Time
 
@@ -93,7 +96,6 @@ type Server struct {
 	mu      sync.Mutex
 	handles map[fuse.HandleID]any // *reading, *listing or *os.File
 	last    fuse.HandleID
-	changed time.Time // of the root's listing
 
 	release sync.Once
 	freed   error
@@ -102,6 +104,7 @@ type Server struct {
 // file is a secret with its place in the mount.
 type file struct {
 	File
+	parent *dir // nil over a file
 	node   fuse.NodeID
 	inode  uint64
 	opener atomic.Uint32 // thread that made the latest claim
@@ -159,7 +162,7 @@ func newServer(o Options) (_ *Server, err error) {
 	if (o.Under == nil) != (o.Release != nil) || o.Under == nil && len(o.Files) != 1 {
 		return nil, errors.New("one file to mount over a file, or a directory to mount over")
 	}
-	s := &Server{opts: o, devFD: -1, names: map[string]*file{}, handles: map[fuse.HandleID]any{}, since: time.Now(), changed: time.Now()}
+	s := &Server{opts: o, devFD: -1, handles: map[fuse.HandleID]any{}, since: time.Now()}
 	// One number for each, far from those of any disk filesystem, and unlike
 	// those of another mount of ours: /proc/PID/fdinfo is searched for it.
 	base := rand.Uint64N(1<<61) | 1<<62
@@ -169,7 +172,6 @@ func newServer(o Options) (_ *Server, err error) {
 			node = fuse.RootID + 1 + fuse.NodeID(i)
 		}
 		s.files = append(s.files, &file{File: f, node: node, inode: base + uint64(i)})
-		s.names[f.Name] = s.files[i]
 	}
 	defer func() {
 		if err == nil {
@@ -180,6 +182,9 @@ func newServer(o Options) (_ *Server, err error) {
 	}()
 	if o.Under != nil {
 		if s.under, err = newUnder(o.Under); err != nil {
+			return nil, err
+		}
+		if err := s.plant(base + uint64(len(s.files))); err != nil {
 			return nil, err
 		}
 	}
@@ -393,11 +398,4 @@ func (f *file) attr(since time.Time) fuse.Attr {
 		Atime: since, Mtime: since, Ctime: since,
 		Mode: os.FileMode(f.Perm), Nlink: 1, Uid: f.UID, Gid: f.GID,
 	}
-}
-
-// noteChange moves the root's times: its listing is another one now.
-func (s *Server) noteChange() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.changed = time.Now()
 }

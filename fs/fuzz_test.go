@@ -34,7 +34,7 @@ var ops = []uint32{opLookup, opOpen, opRead, opRelease, opGetattr, opOpendir, op
 //
 // In the body of what takes a handle its first eight bytes are the handle.
 func conversation(data []byte) (all []request) {
-	nodes := []uint64{0, 1, 2, 3, 4, uint64(firstUnder), uint64(firstUnder) + 1, uint64(firstUnder) + 2, 1<<32 - 1, 1 << 63, 1<<64 - 1}
+	nodes := []uint64{0, 1, 2, 3, 4, uint64(firstUnder), uint64(firstUnder) + 1, uint64(firstUnder) + 2, 1<<32 - 1, 1 << 63, 1<<64 - 1, 5, 6, 7}
 	handles := []uint64{1, 2, 3, 4, 5, 0, 1 << 63, 1<<64 - 1}
 	for next := uint64(100); len(data) >= 4 && len(all) < maxRequests; next++ {
 		if data[0]&0x80 != 0 {
@@ -107,6 +107,8 @@ func FuzzKernel(f *testing.F) {
 	f.Add(false, seed(one(0, 1, 1, []byte("other\x00")), one(1, 5, 1, body(8)), one(2, 5, 1, read), one(3, 5, 1, body(24)), one(8, 5, 1, body(8))))
 	f.Add(false, seed(one(0, 1, 9, []byte("secreta\x00")), one(4, 2, 9, body(16)), one(5, 1, 9, body(8)), one(6, 1, 9, read), one(7, 1, 9, body(24))))
 	f.Add(false, seed(one(0x41, 2, 9, body(8)), one(9, 0, 9, body(24)), one(10, 0, 9, body(8)), one(11, 1, 9, append(body(8), StatusAttr+"\x00"...))))
+	f.Add(false, seed(one(0, 13, 9, []byte("secretc\x00")), one(0, 13, 9, []byte("deep\x00")), one(0, 12, 9, []byte("secretd\x00")), one(0, 12, 9, []byte("other\x00"))))
+	f.Add(false, seed(one(5, 13, 9, body(8)), one(6, 13, 9, read), one(1, 4, 9, body(8)), one(2, 0x14, 9, read), one(3, 0x14, 9, body(24)), one(4, 12, 9, body(16))))
 	f.Add(true, append([]byte{0x80}, message(opOpen, 5, 1, 7, body(8))...))
 	f.Fuzz(func(t *testing.T, overFile bool, data []byte) {
 		requests := conversation(data)
@@ -120,7 +122,7 @@ func FuzzKernel(f *testing.F) {
 		if overFile {
 			k = newKernel(t, true, 1000)
 		} else {
-			k = newKernel(t, false, 1000, 900)
+			k = newKernel(t, false, 1000, 900, 800, 700)
 		}
 		for _, r := range requests {
 			if !k.send(r.raw) {

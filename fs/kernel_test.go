@@ -2,6 +2,7 @@ package fs
 
 import (
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -70,7 +71,8 @@ func bytesOf(n int, seed uint64) []byte {
 }
 
 // newKernel serves secrets of the given sizes over a directory with a few files
-// in it, or one over a file.
+// in it, or one over a file. The third secret is in a directory that is there
+// already, the fourth in one of its own.
 func newKernel(t testing.TB, overFile bool, sizes ...int) *fakeKernel {
 	t.Helper()
 	store, err := secretmem.Open(false)
@@ -83,7 +85,7 @@ func newKernel(t testing.TB, overFile bool, sizes ...int) *fakeKernel {
 		Path:   "/nowhere",
 		Who:    func(uint32) (string, string) { return "/bin/cat", "/group" },
 		Holds:  func(pid uint32, _ uint64) bool { return pid%2 == 1 },
-		Status: func() []byte { return []byte("{}") },
+		Status: func(from int) []byte { return fmt.Appendf(nil, `{"from":%d}`, from) },
 	}
 	for i, size := range sizes {
 		content := bytesOf(size, uint64(i+1))
@@ -98,7 +100,7 @@ func newKernel(t testing.TB, overFile bool, sizes ...int) *fakeKernel {
 			t.Fatal(err)
 		}
 		r.Close()
-		name := "secret" + string(rune('a'+i))
+		name := []string{"secreta", "secretb", "sub/secretc", "own/secretd"}[i]
 		o.Files = append(o.Files, File{Name: name, Secret: once.New(buffer, once.Options{}), Bytes: buffer, Perm: 0o400})
 	}
 	if overFile {
@@ -108,10 +110,13 @@ func newKernel(t testing.TB, overFile bool, sizes ...int) *fakeKernel {
 		os.WriteFile(filepath.Join(dir, "other"), []byte("other content"), 0o600)
 		os.Mkdir(filepath.Join(dir, "sub"), 0o700)
 		os.WriteFile(filepath.Join(dir, "sub", "deep"), []byte("deep"), 0o600)
+		os.WriteFile(filepath.Join(dir, "sub", "secretc"), []byte("hidden"), 0o600)
+		os.WriteFile(filepath.Join(dir, "own"), []byte("hidden"), 0o600)
 		os.Symlink("other", filepath.Join(dir, "link"))
 		if o.Under, err = os.Open(dir); err != nil {
 			t.Fatal(err)
 		}
+		o.Dirs = []Dir{{Name: "own", Perm: 0o500}, {Name: "sub", Perm: 0o555}}
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

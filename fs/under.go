@@ -3,10 +3,10 @@ package fs
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"bazil.org/fuse"
 	"golang.org/x/sys/unix"
@@ -38,13 +38,6 @@ func newUnder(dir *os.File) (*under, error) {
 		return nil, &os.PathError{Op: "stat", Path: dir.Name(), Err: err}
 	}
 	return &under{dir: dir, root: attrOf(&st), next: firstUnder, paths: map[fuse.NodeID]*node{}, nodes: map[string]fuse.NodeID{}}, nil
-}
-
-// rootAttr is answered from memory: every path walk asks for it.
-func (u *under) rootAttr(changed time.Time) fuse.Attr {
-	a := u.root
-	a.Mtime, a.Ctime = changed, changed
-	return a
 }
 
 // open opens a path below the directory and never leaves it: neither a symbolic
@@ -95,9 +88,6 @@ func (u *under) known(path string) fuse.NodeID {
 }
 
 func (u *under) path(id fuse.NodeID) (string, bool) {
-	if id == fuse.RootID {
-		return ".", true
-	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	n, ok := u.paths[id]
@@ -132,6 +122,9 @@ func (s *Server) below(r fuse.Request, id fuse.NodeID, f func(path string)) {
 		return
 	}
 	path, ok := s.under.path(id)
+	if d := s.dir(id); d != nil && d.shows {
+		path, ok = d.path, true
+	}
 	if !ok {
 		r.RespondError(unix.ESTALE)
 		return
@@ -244,8 +237,8 @@ func (s *Server) statfs(r *fuse.StatfsRequest) {
 // listing is an open directory. Its entries are read when the reader begins,
 // not when it opens, and a secret's is left out as soon as it is claimed.
 type listing struct {
-	root bool
-	path string
+	dir  *dir   // nil where no secret is in it
+	path string // of one that has none
 
 	mu      sync.Mutex
 	entries []entry
@@ -285,29 +278,44 @@ func (s *Server) list(l *listing, offset int64, size int) ([]byte, error) {
 }
 
 func (s *Server) load(l *listing) error {
-	path := l.path
-	if l.root {
-		path = "."
+	l.entries = l.entries[:0]
+	add := func(name string, inode uint64, kind fuse.DirentType, secret *file) {
+		l.entries = append(l.entries, entry{Dirent: fuse.Dirent{Inode: inode, Type: kind, Name: name}, secret: secret})
 	}
-	dir, err := s.under.open(path, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return err
+	here, up, path := s.under.root.Inode, s.under.root.Inode, l.path
+	if l.dir != nil {
+		here, up, path = l.dir.attr.Inode, l.dir.parent.attr.Inode, l.dir.path
 	}
-	defer dir.Close()
-	entries, err := readDir(int(dir.Fd()))
-	if err != nil {
-		return err
-	}
-	l.entries = append(l.entries[:0], entry{Dirent: fuse.Dirent{Inode: s.under.root.Inode, Type: fuse.DT_Dir, Name: "."}},
-		entry{Dirent: fuse.Dirent{Inode: s.under.root.Inode, Type: fuse.DT_Dir, Name: ".."}})
-	if l.root {
-		for _, f := range s.files {
-			l.entries = append(l.entries, entry{Dirent: fuse.Dirent{Inode: f.inode, Type: fuse.DT_File, Name: f.Name}, secret: f})
+	add(".", here, fuse.DT_Dir, nil)
+	add("..", up, fuse.DT_Dir, nil)
+	if l.dir != nil {
+		for _, own := range l.dir.own {
+			switch own := own.(type) {
+			case *file:
+				add(filepath.Base(own.Name), own.inode, fuse.DT_File, own)
+			case *dir:
+				add(filepath.Base(own.path), own.attr.Inode, fuse.DT_Dir, nil)
+			}
+		}
+		if !l.dir.shows {
+			return nil
 		}
 	}
+	disk, err := s.under.open(path, unix.O_RDONLY|unix.O_DIRECTORY)
+	if l.dir != nil && errors.Is(err, unix.ENOENT) {
+		return nil // it was removed since; what is mounted is there
+	}
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	entries, err := readDir(int(disk.Fd()))
+	if err != nil {
+		return err
+	}
 	for _, e := range entries {
-		if l.root && s.names[e.Name] != nil {
-			continue // the secret stands before it, now and when it is spent
+		if l.dir != nil && (l.dir.files[e.Name] != nil || l.dir.dirs[e.Name] != nil) {
+			continue // what is mounted stands before it, now and when it is spent
 		}
 		l.entries = append(l.entries, entry{Dirent: e})
 	}

@@ -28,7 +28,8 @@ type checkCmd struct {
 // Help is shown below the options.
 func (checkCmd) Help() string {
 	return `Tells what a file is without its passphrase: nothing of that is authenticated until
-it is verified. The content is never shown.
+it is verified. The content is never shown; of a bundle (NAME.tar.enc) the names,
+sizes and modes are, once it is verified.
 
 Exit status: 0 if every file can be served and is as strong as it should be; 93 if
 one can be served and is weak (rekey makes it strong); else that of the first file
@@ -52,6 +53,7 @@ type checked struct {
 	File        string          `json:"file"`
 	Size        int64           `json:"size"`                // bytes of the encrypted file
 	ServedAs    string          `json:"served_as,omitempty"` // the name, unless --name says otherwise
+	Bundle      bool            `json:"bundle"`              // the files in it are served
 	Armored     bool            `json:"armored"`
 	Packets     []checkedPacket `json:"packets"`
 	Cipher      string          `json:"cipher,omitempty"`
@@ -62,10 +64,17 @@ type checked struct {
 	Weaknesses  []string        `json:"weaknesses"`
 	Verified    bool            `json:"verified"` // decrypted to its end and authentic
 	Content     *int64          `json:"content_size,omitempty"`
+	Files       []checkedFile   `json:"files,omitempty"` // of a bundle, once verified
 	Error       string          `json:"error,omitempty"`
 	Exit        int             `json:"exit"` // what check would end with for this file alone
 	report      *crypto.Report
 	err         error
+}
+
+type checkedFile struct {
+	Name string `json:"name"`
+	Mode string `json:"mode"` // as it is served, unless --mode says otherwise
+	Size int64  `json:"size"`
 }
 
 type checkedPacket struct {
@@ -154,6 +163,7 @@ func (c *checkCmd) look(e *env, r *checked, passphrase []byte) error {
 	r.Size = info.Size()
 	if name, ok := servedName(info.Name()); ok {
 		r.ServedAs = name
+		r.Bundle = isBundle(name)
 	}
 	report, err := decryptor.Inspect(context.Background(), e.binary, f)
 	r.tell(report)
@@ -166,12 +176,21 @@ func (c *checkCmd) look(e *env, r *checked, passphrase []byte) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	plain, err := decryptKnowing(context.Background(), e, f, passphrase, c.MaxSize)
+	contents, err := contentsKnowing(context.Background(), e, decryptor.Message{File: f, Bundle: r.Bundle}, passphrase, c.MaxSize)
 	if err != nil {
 		return err
 	}
-	defer plain.Wipe()
-	size := plain.Size()
+	defer wipe(contents)
+	var size int64
+	for _, content := range contents {
+		if content.Dir {
+			continue
+		}
+		size += content.Bytes.Size()
+		if r.Bundle {
+			r.Files = append(r.Files, checkedFile{Name: content.Name, Mode: fmt.Sprintf("%04o", (*mode)(nil).of(content.Mode)), Size: content.Size})
+		}
+	}
 	r.Verified, r.Content = true, &size
 	return nil
 }
@@ -256,13 +275,18 @@ func (r *checked) print(e *env) {
 		row("weak", "%s", w)
 	}
 	if r.err == nil {
-		if r.ServedAs != "" {
+		if r.Bundle {
+			row("served as", "a bundle: each file in %s once; their names are encrypted too", r.ServedAs)
+		} else if r.ServedAs != "" {
 			row("served as", "%s", r.ServedAs)
 		} else {
 			row("served as", "what --name says: its own name does not end in .enc, .gpg, .pgp or .asc")
 		}
 		if r.Verified {
 			row("verified", "the passphrase fits, and the content is whole: %d bytes", *r.Content)
+		}
+		for _, f := range r.Files {
+			row("file", "%s %s, %d bytes", f.Mode, f.Name, f.Size)
 		}
 	}
 	hint := exitFor(r.err).hint(r.err)

@@ -53,6 +53,9 @@ Examples:
 }
 
 func (c *editCmd) Run(e *env) error {
+	if isBundle(contentName(c.File)) {
+		return &fs.PathError{Op: "edit", Path: c.File, Err: errEditBundle}
+	}
 	t, err := openTarget(c.File)
 	if err != nil {
 		return err

@@ -17,13 +17,14 @@ import (
 	"github.com/google/renameio/v2"
 
 	"oncefs/crypto"
+	"oncefs/internal/bundle"
 	"oncefs/internal/erase"
 	"oncefs/internal/sandbox"
 )
 
 type encryptCmd struct {
-	File            string `arg:"" help:"File to encrypt; - is standard input."`
-	Output          string `short:"o" placeholder:"OUT" help:"Where to write; - is standard output. Default: FILE.enc, or standard output for standard input."`
+	File            string `arg:"" help:"File to encrypt, or a directory to make a bundle of; - is standard input."`
+	Output          string `short:"o" placeholder:"OUT" help:"Where to write; - is standard output. Default: FILE.enc, DIR.tar.enc, or standard output for standard input."`
 	Profile         string `enum:"gpg,rfc9580" default:"gpg" help:"Algorithms: gpg (AES-256, MDC, iterated SHA-512; every gpg reads it) or rfc9580 (AES-256 OCB, Argon2id; no gpg does)."`
 	PassphraseFile  string `placeholder:"FILE" help:"File whose first line is the passphrase; it is left alone. Default: ${passphrase} if it exists, else you are asked twice."`
 	RemovePlaintext bool   `help:"Once the output is on the disk and was decrypted again for comparison, overwrite and remove FILE."`
@@ -35,8 +36,14 @@ func (encryptCmd) Help() string {
 	return `OUT is written to a temporary file beside it, synced, and renamed into place: it
 is never half a message. What gpg can do with it: gpg -d OUT.
 
+Of a directory a bundle is made, a tar archive of its files and directories with
+their modes and times; mounted, each file in it is served once on its own. Anything
+else in it (a symbolic link, a FIFO) is an error that names it, and so is a file that
+changes meanwhile. To unpack it: oncefs decrypt OUT | tar x, or gpg -d OUT | tar x.
+
 Examples:
   oncefs encrypt secrets.yaml
+  oncefs encrypt certs/
   oncefs encrypt secrets.yaml --remove-plaintext
   make-config | oncefs encrypt - -o secrets.yaml.enc --passphrase-file pw`
 }
@@ -52,6 +59,15 @@ func (c *encryptCmd) Run(e *env) error {
 	if err := sandbox.Hide(); err != nil {
 		return err
 	}
+	isDir := false
+	if info, err := os.Stat(c.File); err == nil {
+		isDir = info.IsDir()
+	}
+	if isDir {
+		if err := c.prepareBundle(); err != nil {
+			return err
+		}
+	}
 	if c.Output == "" {
 		c.Output = c.File
 		if c.File != "-" {
@@ -63,9 +79,13 @@ func (c *encryptCmd) Run(e *env) error {
 			return err
 		}
 	}
-	in := e.stdin
+	var in io.Reader = e.stdin
 	var plain *erase.File
-	if c.File != "-" {
+	if isDir {
+		archive := pack(c.File)
+		defer archive.Close()
+		in = archive
+	} else if c.File != "-" {
 		var err error
 		if plain, err = erase.Open(c.File, c.RemovePlaintext); err != nil {
 			return err
@@ -96,6 +116,55 @@ func (c *encryptCmd) Run(e *env) error {
 		return fmt.Errorf("decrypt %s for comparison: %w (%s was left as it is)", c.Output, err, c.File)
 	}
 	return plain.Remove()
+}
+
+// prepareBundle looks whether what a directory is encrypted to will be mounted as
+// a bundle, and names it where it has no name.
+func (c *encryptCmd) prepareBundle() error {
+	if c.RemovePlaintext {
+		return fmt.Errorf("%w: --remove-plaintext removes a file, and %s is a directory; remove it yourself when the bundle is as you want it", errNotFit, c.File)
+	}
+	dir := filepath.Clean(c.File)
+	switch base := filepath.Base(dir); {
+	case c.Output == "-":
+		return nil
+	case c.Output == "" && (base == "." || base == ".." || base == "/"):
+		return fmt.Errorf("%w: say with -o where to write the bundle of %s", errNotFit, c.File)
+	case c.Output == "":
+		c.Output = dir + ".tar.enc"
+	}
+	if name, ok := servedName(filepath.Base(c.Output)); !ok || !isBundle(name) {
+		return fmt.Errorf("%w: %s does not end in .tar.enc, .tar.gpg, .tar.pgp or .tar.asc, by which mount knows a bundle", errNotFit, c.Output)
+	}
+	inside, err := within(dir, c.Output)
+	if err == nil && inside {
+		err = fmt.Errorf("%w: %s is in %s, and would be in the bundle", errNotFit, c.Output, c.File)
+	}
+	return err
+}
+
+// within tells whether a path, which need not exist, is in a directory or below.
+func within(dir, name string) (bool, error) {
+	var real [2]string
+	for i, path := range []string{dir, filepath.Dir(name)} {
+		path, err := filepath.EvalSymlinks(path)
+		if err == nil {
+			real[i], err = filepath.Abs(path)
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	rel, err := filepath.Rel(real[0], real[1])
+	return err == nil && filepath.IsLocal(rel), err
+}
+
+// pack reads a directory as the archive that a bundle is. Its error is that of the
+// last Read.
+func pack(dir string) *io.PipeReader {
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(bundle.Write(w, dir)) }()
+	return r
 }
 
 // mayWrite refuses to destroy what is not an encrypted file.

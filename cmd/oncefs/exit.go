@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/crypto"
+	"oncefs/internal/bundle"
 	"oncefs/internal/decryptor"
 	"oncefs/internal/erase"
 	"oncefs/internal/metrics"
@@ -34,6 +35,7 @@ const (
 	exitNotOpenPGP  = 41
 	exitUnsupported = 42
 	exitTooLarge    = 43
+	exitBundle      = 44
 	exitMemory      = 50
 	exitRequired    = 51
 	exitChild       = 52
@@ -101,6 +103,7 @@ var (
 	errChanged        = errors.New("was changed by somebody else meanwhile; theirs is left as it is")
 	errNotReplaced    = errors.New("could not be replaced")
 	errMetrics        = errors.New("the counters cannot be shown")
+	errEditBundle     = errors.New("is a bundle of files, and an editor edits one")
 	errSeveral        = errors.New("others can open it, with another passphrase or a key, and could not open what would replace it")
 )
 
@@ -150,8 +153,20 @@ var exits = []exit{
 		is:     []error{crypto.ErrPublicKey, crypto.ErrUnsupported, errSeveral},
 		hints:  map[error]string{errSeveral: "decrypt it with oncefs decrypt -o, and encrypt it anew for all who need it"},
 		advice: "encrypt it with a passphrase: oncefs encrypt, or gpg --symmetric --cipher-algo AES256"},
-	{code: exitTooLarge, meaning: "the content is larger than --max-size", is: []error{crypto.ErrTooLarge, secretmem.ErrTooLarge},
+	{code: exitTooLarge, meaning: "the content is larger than --max-size", is: []error{crypto.ErrTooLarge, secretmem.ErrTooLarge, bundle.ErrTooLarge},
 		advice: "raise --max-size if the content is really that large"},
+	{code: exitBundle, meaning: "the files of a bundle cannot be served, or a directory cannot be made one; edit: it is a bundle",
+		is: []error{errEditBundle}, as: as[bundle.Fault],
+		hints: map[error]string{
+			errEditBundle:         "unpack it where no disk is (oncefs decrypt FILE | tar -C /dev/shm/DIR -x), edit there, and make it anew: oncefs encrypt DIR",
+			bundle.ErrFormat:      "what is named .tar.enc is taken for a bundle; --no-unpack serves it as one file",
+			bundle.ErrNoEnd:       "make it anew from its files with oncefs encrypt DIR, or tar and gpg; --no-unpack serves it as one file",
+			bundle.ErrTrailing:    "make it anew from its files with oncefs encrypt DIR, or tar and gpg; --no-unpack serves it as one file",
+			bundle.ErrEmpty:       "put a file into it",
+			bundle.ErrTooMany:     "make several bundles, and mount them in several places",
+			bundle.ErrUnprintable: "name it with letters that can be shown",
+		},
+		advice: "a bundle holds files and directories, with names that lead nowhere else: oncefs encrypt DIR makes one, and so does tar -C DIR -c . (--no-unpack serves the archive as one file)"},
 	{code: exitMemory, meaning: "memory cannot be locked", as: as[*secretmem.LimitError],
 		advice: "raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or give the capability IPC_LOCK"},
 	{code: exitRequired, meaning: "what --require names is not there", is: []error{secretmem.ErrNoSecret, errRequired}, as: as[*supervisor.NotPrivateError],

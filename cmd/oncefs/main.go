@@ -143,7 +143,7 @@ type cli struct {
 	Run     runCmd     `cmd:"" help:"Run a program with a mount of its own."`
 	Umount  umountCmd  `cmd:"" help:"Unmount, zero the memory and end the serving process."`
 	Status  statusCmd  `cmd:"" help:"Tell whether a mount is ready, and who has read it."`
-	Encrypt encryptCmd `cmd:"" help:"Encrypt a file with a passphrase, for gpg and for mount."`
+	Encrypt encryptCmd `cmd:"" help:"Encrypt a file or directory with a passphrase, for gpg and for mount."`
 	Decrypt decryptCmd `cmd:"" help:"Decrypt to standard output or a file."`
 	Edit    editCmd    `cmd:"" help:"Edit an encrypted file, in memory only."`
 	Rekey   rekeyCmd   `cmd:"" help:"Change the passphrase or the algorithms of an encrypted file."`

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -43,14 +44,15 @@ type mountFlags struct {
 	PassphraseFile string        `placeholder:"FILE" help:"File whose first line is the passphrase; removed once mounted. /dev/fd/N and pipes work. Without one you are asked. Default: ${passphrase}."`
 	KeepPassphrase bool          `help:"Leave the passphrase file where it is."`
 	Name           []string      `sep:"none" placeholder:"NAME" help:"Name to serve, in the order of --enc. Default: the file's name less .enc, .gpg, .pgp or .asc."`
-	Mode           mode          `default:"0400" help:"Permission bits that are shown and enforced."`
+	Mode           *mode         `placeholder:"MODE" help:"Permission bits that are shown and enforced. Default: 0400; of a bundle's files their own, less what would let somebody write."`
 	UID            string        `name:"uid" placeholder:"USER" help:"Owner that is shown, a number or a name. Default: the one --reader-uid, or who mounts."`
 	GID            string        `name:"gid" placeholder:"GROUP" help:"Group that is shown, a number or a name. Default: of who mounts."`
 	AllowOther     bool          `help:"Let other users in, as far as --mode allows. Implied where --uid, --gid or a reader is somebody else's."`
 	Reads          int           `default:"1" help:"How often each file may be read, one after another."`
 	Expire         time.Duration `placeholder:"TIME" help:"Wipe what was not read by then, for example 10m."`
 	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
-	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold."`
+	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold, or all files of a bundle together."`
+	NoUnpack       bool          `help:"Serve NAME.tar as the one file that it is, not the files in it."`
 	Wait           bool          `help:"Where the encrypted file does not exist yet, wait for it."`
 	Mkdir          bool          `help:"Make TARGET, a directory, where it does not exist."`
 	LogFile        string        `name:"log" placeholder:"FILE" help:"Append the events to this file. Default: standard error."`
@@ -76,9 +78,13 @@ func (mountCmd) Help() string {
 anybody else. A claim that closes before a byte was read is given back. Ready
 means: mounted, the passphrase file gone, the first stat answered.
 
+What would be served as NAME.tar is a bundle: the files in the archive are served
+instead, each once on its own. --no-unpack serves the archive.
+
 Examples:
   oncefs mount /config --enc secrets.yaml.enc
   oncefs mount /config/secrets.yaml --enc /enc/secrets.yaml.enc --uid app
+  oncefs mount /etc/app --enc certs.tar.enc
   oncefs mount /run/keys --enc a.enc --enc b.enc --passphrase-file /dev/fd/3 3<pw
 
 Exit status: 0 after an unmount or a signal; see docs/exit-codes.md.`
@@ -101,6 +107,25 @@ func (m *mode) UnmarshalText(text []byte) error {
 	*m = mode(n)
 	return nil
 }
+
+// of is the mode that is shown of a file whose own is given.
+func (m *mode) of(own uint32) mode {
+	if m != nil {
+		return *m
+	}
+	return mode(own &^ 0o222)
+}
+
+// ofDir is that of a directory: with --mode, who may read may also go in.
+func (m *mode) ofDir(own uint32) mode {
+	if m != nil {
+		return *m | *m&0o444>>2
+	}
+	return mode(own &^ 0o222)
+}
+
+// defaultMode is of what has no mode of its own.
+const defaultMode = 0o400
 
 // size is a number of bytes, with units of 1024.
 type size int64
@@ -155,6 +180,18 @@ func (m *mountFlags) served(i int) (string, error) {
 		return "", fmt.Errorf("--enc %s does not end in .enc, .gpg, .pgp or .asc; say with --name what to serve it as", m.Enc[i])
 	}
 	return name, nil
+}
+
+// unpacks tells whether the i-th file is a bundle.
+func (m *mountFlags) unpacks(i int) bool {
+	name, err := m.served(i)
+	return err == nil && !m.NoUnpack && isBundle(name)
+}
+
+// isBundle tells by the name under which a file would be served whether it is a
+// bundle. Nothing that is inside of the file decides that.
+func isBundle(name string) bool {
+	return strings.HasSuffix(name, ".tar") && name != ".tar"
 }
 
 // servedName is an encrypted file's name less its last extension.
@@ -240,7 +277,8 @@ type mounting struct {
 
 type secret struct {
 	path string // where it is served
-	name string
+	name string // below what is mounted over
+	mode mode
 	once *once.Secret
 	// intrusions are those that the log has.
 	intrusions *atomic.Int64
@@ -286,6 +324,9 @@ func (m *mounting) start(ctx context.Context) error {
 	}
 	if m.point.File && m.keep {
 		return fmt.Errorf("%w: --restart needs a directory to mount over, and %s is none", errNotFit, m.point.Path)
+	}
+	if m.point.File && m.unpacks(0) {
+		return fmt.Errorf("%w: %s is a bundle and needs a directory to mount over, and %s is none; --no-unpack serves it as one file", errNotFit, m.Enc[0], m.point.Path)
 	}
 	path, cleanup, err := mountpoint.HelperPath(m.binary, m.point.File)
 	if err != nil {
@@ -339,27 +380,16 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := sandbox.Hide(); err != nil {
 		return err
 	}
-	bufs, err := m.decrypt(ctx)
+	contents, err := m.decrypt(ctx)
 	if err != nil {
 		return err
 	}
-	var files []fs.File
-	for i, b := range bufs {
-		name, _ := m.mountFlags.served(i)
-		path := m.point.Path
-		if !m.point.File {
-			path = filepath.Join(path, name)
-		}
-		s := secret{path: path, name: name, intrusions: new(atomic.Int64)}
-		s.once = once.New(b, once.Options{
-			Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Keep: m.keep,
-			Observe: m.observer(s), Changed: m.counters.changed,
-		})
-		m.secrets = append(m.secrets, s)
-		files = append(files, fs.File{Name: name, Secret: s.once, Bytes: b, Perm: uint32(m.Mode), UID: uid, GID: gid})
-		m.warnPlaintext(name)
+	if err := m.fits(contents, uid); err != nil {
+		wipe(slices.Concat(contents...))
+		return err
 	}
-	if err := m.mount(files, uid, gid); err != nil {
+	files, dirs := m.seal(contents, uid, gid)
+	if err := m.mount(files, dirs, uid, gid); err != nil {
 		return err
 	}
 	m.counters.show(m)
@@ -380,6 +410,72 @@ func (m *mounting) start(ctx context.Context) error {
 		return err
 	}
 	m.announce(herald)
+	return nil
+}
+
+// seal makes a secret of each content, and the directories that they are in.
+func (m *mounting) seal(contents [][]decryptor.Content, uid, gid uint32) (files []fs.File, dirs []fs.Dir) {
+	perms := map[string]mode{}
+	for i, all := range contents {
+		for _, c := range all {
+			own, name := c.Mode, c.Name
+			if !m.unpacks(i) {
+				own = defaultMode
+				name, _ = m.mountFlags.served(i)
+			}
+			if c.Dir {
+				perm := m.Mode.ofDir(own)
+				if other, twice := perms[name]; twice {
+					perm &= other // of two bundles; what either forbids is forbidden
+				}
+				perms[name] = perm
+				continue
+			}
+			path := m.point.Path
+			if !m.point.File {
+				path = filepath.Join(path, name)
+			}
+			s := secret{path: path, name: name, mode: m.Mode.of(own), intrusions: new(atomic.Int64)}
+			s.once = once.New(c.Bytes, once.Options{
+				Reads: m.Reads, Expire: m.Expire, Hold: m.Hold, Keep: m.keep,
+				Observe: m.observer(s), Changed: m.counters.changed,
+			})
+			m.secrets = append(m.secrets, s)
+			files = append(files, fs.File{Name: name, Secret: s.once, Bytes: c.Bytes, Perm: uint32(s.mode), UID: uid, GID: gid})
+			m.warnPlaintext(name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(perms)) { // parents first
+		dirs = append(dirs, fs.Dir{Name: name, Perm: uint32(perms[name]), UID: uid, GID: gid})
+	}
+	return files, dirs
+}
+
+// fits looks whether the contents can be served beside each other, and read by
+// whom the policy lets in. What is inside of a bundle is not named: nothing is
+// served yet.
+func (m *mounting) fits(contents [][]decryptor.Content, uid uint32) error {
+	type place struct {
+		enc int
+		dir bool
+	}
+	taken := map[string]place{}
+	for i, all := range contents {
+		for _, c := range all {
+			if !m.unpacks(i) {
+				c.Name, _ = m.mountFlags.served(i)
+			} else if !c.Dir {
+				if err := m.readable(uid, m.Mode.of(c.Mode)); err != nil {
+					return fmt.Errorf("a file in %s: %w", m.Enc[i], err)
+				}
+			}
+			other, there := taken[c.Name]
+			if there && !(other.dir && c.Dir) {
+				return fmt.Errorf("%w: %s and %s hold the same name; mount them in two places", errNotFit, m.Enc[other.enc], m.Enc[i])
+			}
+			taken[c.Name] = place{i, c.Dir}
+		}
+	}
 	return nil
 }
 
@@ -435,8 +531,10 @@ func (m *mounting) owner() (uid, gid uint32, err error) {
 	if err == nil && m.GID != "" {
 		gid, err = groupID("--gid", m.GID)
 	}
-	if err == nil {
-		err = m.readable(uid)
+	for i := range m.Enc {
+		if err == nil && !m.unpacks(i) { // of the files in a bundle it is asked later
+			err = m.readable(uid, m.Mode.of(defaultMode))
+		}
 	}
 	return uid, gid, err
 }
@@ -468,12 +566,16 @@ func (m *mounting) openPassphrase() error {
 	return nil
 }
 
-func (m *mounting) decrypt(ctx context.Context) ([]*secretmem.Buffer, error) {
+func (m *mounting) decrypt(ctx context.Context) ([][]decryptor.Content, error) {
 	pass := decryptor.Passphrase{File: m.terminal, Terminal: true}
 	if m.passphrase != nil {
 		pass = decryptor.Passphrase{File: m.passphrase.File()}
 	}
-	bufs, err := decryptor.Decrypt(ctx, m.binary, m.encrypted, pass, int64(m.MaxSize), m.store)
+	var messages []decryptor.Message
+	for i, f := range m.encrypted {
+		messages = append(messages, decryptor.Message{File: f, Bundle: m.unpacks(i)})
+	}
+	contents, err := decryptor.Decrypt(ctx, m.binary, messages, pass, int64(m.MaxSize), m.store)
 	var file *decryptor.FileError
 	if errors.As(err, &file) {
 		return nil, fmt.Errorf("decrypt %s: %w", m.encrypted[file.File].Name(), file.Err)
@@ -487,7 +589,7 @@ func (m *mounting) decrypt(ctx context.Context) ([]*secretmem.Buffer, error) {
 		}
 	}
 	m.encrypted, m.terminal = nil, nil
-	return bufs, nil
+	return contents, nil
 }
 
 // warnPlaintext tells of a plaintext that the old way, or a person, left where
@@ -503,7 +605,7 @@ func (m *mounting) warnPlaintext(name string) {
 	}
 }
 
-func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
+func (m *mounting) mount(files []fs.File, dirs []fs.Dir, uid, gid uint32) error {
 	if err := m.point.Prepare(); err != nil {
 		return fmt.Errorf("%w: %w", errMount, err)
 	}
@@ -512,7 +614,7 @@ func (m *mounting) mount(files []fs.File, uid, gid uint32) error {
 	log.SetOutput(said)
 	log.SetFlags(0)
 	options := fs.Options{
-		Path: m.point.Path, Files: files, Under: m.under,
+		Path: m.point.Path, Files: files, Dirs: dirs, Under: m.under,
 		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()) || m.othersRead(),
 		Allow:      m.allow(),
 		Who:        m.warden.Who,
@@ -577,11 +679,15 @@ func (m *mounting) check(ctx context.Context) error {
 	go func() {
 		for _, s := range m.secrets {
 			var st unix.Stat_t
-			if err := unix.Lstat(s.path, &st); err != nil {
+			err := unix.Lstat(s.path, &st)
+			if err == unix.EACCES && strings.Contains(s.name, "/") {
+				continue // its directory is not ours to go into, and the kernel knows
+			}
+			if err != nil {
 				checked <- fmt.Errorf("%w: stat %s: %w", errSelfCheck, s.path, err)
 				return
 			}
-			if st.Size != s.once.Size() || st.Mode != unix.S_IFREG|uint32(m.Mode) {
+			if st.Size != s.once.Size() || st.Mode != unix.S_IFREG|uint32(s.mode) {
 				checked <- fmt.Errorf("%w: %s has another size or mode", errSelfCheck, s.path)
 				return
 			}
@@ -715,6 +821,9 @@ type mountStatus struct {
 	// Sandbox lists what the serving process has given up.
 	Sandbox []sandbox.Layer `json:"sandbox"`
 	Files   []secretStatus  `json:"files"`
+	// More is the number of the first file that this part does not tell of; 0 if
+	// there is none.
+	More int `json:"more,omitempty"`
 }
 
 type secretStatus struct {
@@ -724,8 +833,13 @@ type secretStatus struct {
 	Intrusions int64 `json:"intrusions"` // of the refused and late attempts that the log has
 }
 
-func (m *mounting) status() []byte {
-	st := mountStatus{Version: 1, Path: m.point.Path, PID: os.Getpid(), Memory: string(m.store.Kind())}
+// maxStatus leaves room for what is not of a file in an extended attribute
+// (XATTR_SIZE_MAX of linux/limits.h is 64 KiB).
+const maxStatus = 56 << 10
+
+// status tells of the files from that number on, as far as there is room.
+func (m *mounting) status(from int) []byte {
+	st := mountStatus{Version: 1, Path: m.point.Path, PID: os.Getpid(), Memory: string(m.store.Kind()), Files: []secretStatus{}}
 	m.mu.Lock()
 	if at := m.readyAt; !at.IsZero() {
 		st.Ready = true
@@ -733,8 +847,18 @@ func (m *mounting) status() []byte {
 		st.Sandbox = m.layers
 	}
 	m.mu.Unlock()
-	for _, s := range m.secrets {
-		st.Files = append(st.Files, secretStatus{Name: s.name, Path: s.path, Status: s.once.Status(), Intrusions: s.intrusions.Load()})
+	size := 0
+	for i, s := range m.secrets[min(from, len(m.secrets)):] {
+		file := secretStatus{Name: s.name, Path: s.path, Status: s.once.Status(), Intrusions: s.intrusions.Load()}
+		text, err := json.Marshal(file)
+		if err != nil {
+			return []byte("{}")
+		}
+		if size += len(text); size > maxStatus && i > 0 {
+			st.More = from + i
+			break
+		}
+		st.Files = append(st.Files, file)
 	}
 	text, err := json.Marshal(st)
 	if err != nil {

@@ -132,11 +132,24 @@ func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, er
 	} else {
 		defer keepTerminal(s.tty)()
 	}
-	return decryptChild(context.Background(), e, f, pass, max)
+	contents, err := decryptChild(context.Background(), e, decryptor.Message{File: f}, pass, max)
+	if err != nil {
+		return nil, err
+	}
+	return contents[0].Bytes, nil
 }
 
 // decryptKnowing is decryptWith where the passphrase is known here already.
 func decryptKnowing(ctx context.Context, e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
+	contents, err := contentsKnowing(ctx, e, decryptor.Message{File: f}, passphrase, max)
+	if err != nil {
+		return nil, err
+	}
+	return contents[0].Bytes, nil
+}
+
+// contentsKnowing is decryptKnowing for a message that may be a bundle.
+func contentsKnowing(ctx context.Context, e *env, m decryptor.Message, passphrase []byte, max size) ([]decryptor.Content, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -149,23 +162,32 @@ func decryptKnowing(ctx context.Context, e *env, f *os.File, passphrase []byte, 
 	if err = errors.Join(err, w.Close()); err != nil {
 		return nil, err
 	}
-	return decryptChild(ctx, e, f, decryptor.Passphrase{File: r}, max)
+	return decryptChild(ctx, e, m, decryptor.Passphrase{File: r}, max)
 }
 
-func decryptChild(ctx context.Context, e *env, f *os.File, pass decryptor.Passphrase, max size) (*secretmem.Buffer, error) {
+func decryptChild(ctx context.Context, e *env, m decryptor.Message, pass decryptor.Passphrase, max size) ([]decryptor.Content, error) {
 	store, err := secretmem.Open(false)
 	if err != nil {
 		return nil, err
 	}
-	bufs, err := decryptor.Decrypt(ctx, e.binary, []*os.File{f}, pass, int64(max), store)
+	all, err := decryptor.Decrypt(ctx, e.binary, []decryptor.Message{m}, pass, int64(max), store)
 	var file *decryptor.FileError
 	if errors.As(err, &file) {
 		err = file.Err
 	}
 	if err != nil {
-		return nil, fmt.Errorf("decrypt %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("decrypt %s: %w", m.File.Name(), err)
 	}
-	return bufs[0], nil
+	return all[0], nil
+}
+
+// wipe zeroes what is not wanted any more.
+func wipe(contents []decryptor.Content) {
+	for _, c := range contents {
+		if c.Bytes != nil {
+			_ = c.Bytes.Wipe() // it holds zeros in any case
+		}
+	}
 }
 
 // openMessage opens an encrypted file; - is standard input.

@@ -77,16 +77,16 @@ func (m *mounting) allow() func(pid, uid, gid uint32) error {
 
 // readable says whether a reader of the policy can get as far as the policy:
 // before that the kernel asks owner and mode.
-func (m *mounting) readable(owner uint32) error {
+func (m *mounting) readable(owner uint32, mode mode) error {
 	for _, uid := range m.policy.UIDs {
-		if uid == 0 || uid == owner && m.Mode&0o400 != 0 || m.Mode&0o044 != 0 {
+		if uid == 0 || uid == owner && mode&0o400 != 0 || mode&0o044 != 0 {
 			return nil
 		}
 	}
 	if len(m.policy.UIDs) == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: no --reader-uid may open a file of owner %d and mode %04o", errNotFit, owner, m.Mode)
+	return fmt.Errorf("%w: no --reader-uid may open a file of owner %d and mode %04o", errNotFit, owner, mode)
 }
 
 // othersRead tells whether a rule names somebody else than who mounts.

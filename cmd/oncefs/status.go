@@ -47,21 +47,43 @@ func (s *statusCmd) Run(e *env) error {
 	if !alive {
 		return fmt.Errorf("status %s: its process is dead: %w", path, mountpoint.ErrNotMounted)
 	}
-	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX of linux/limits.h
-	n, err := unix.Lgetxattr(path, oncefs.StatusAttr, buf)
+	st, err := askStatus(path)
 	if err != nil {
 		return &fs.PathError{Op: "status", Path: path, Err: err}
 	}
-	var st mountStatus
-	if err := json.Unmarshal(buf[:n], &st); err != nil {
-		return &fs.PathError{Op: "status", Path: path, Err: err}
-	}
 	if s.JSON {
-		e.printf("%s\n", buf[:n])
+		text, err := json.Marshal(st)
+		if err != nil {
+			return err
+		}
+		e.printf("%s\n", text)
 	} else {
-		s.print(e, &st)
+		s.print(e, st)
 	}
 	return st.answer()
+}
+
+// askStatus asks for all parts of a mount's status. Between two of them files may
+// change their state; what is told of each is true.
+func askStatus(path string) (*mountStatus, error) {
+	buf := make([]byte, 64<<10) // XATTR_SIZE_MAX of linux/limits.h
+	var st mountStatus
+	for attr := oncefs.StatusAttr; ; attr = fmt.Sprintf("%s.%d", oncefs.StatusAttr, st.More) {
+		n, err := unix.Lgetxattr(path, attr, buf)
+		if err != nil {
+			return nil, err
+		}
+		files, before := st.Files, st.More
+		st = mountStatus{}
+		if err := json.Unmarshal(buf[:n], &st); err != nil {
+			return nil, err
+		}
+		st.Files = append(files, st.Files...)
+		if st.More <= before {
+			st.More = 0
+			return &st, nil
+		}
+	}
 }
 
 func (s *statusCmd) print(e *env, st *mountStatus) {
