@@ -209,5 +209,6 @@ func TestC23_DecryptLarge(t *testing.T) {
 
 func TestEdit(t *testing.T) { script(t, "edit") }
 
-func TestCheck(t *testing.T) { script(t, "check") }
-func TestRekey(t *testing.T) { script(t, "rekey") }
+func TestCheck(t *testing.T)  { script(t, "check") }
+func TestRekey(t *testing.T)  { script(t, "rekey") }
+func TestBundle(t *testing.T) { script(t, "bundle") }
