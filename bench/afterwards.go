@@ -128,7 +128,7 @@ func (b *bench) diskAfterwards(image, inside string, mark *mark) error {
 			return err
 		}
 		enc := filepath.Join(dir, "secrets.yaml.enc")
-		if err := b.encrypt(enc, text, "--s2k-count", "1024"); err != nil {
+		if err := b.encrypt(enc, text, "--s2k-count", "65536"); err != nil {
 			return err
 		}
 		var path string

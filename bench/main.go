@@ -75,7 +75,12 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	b := &bench{short: *short, oncefs: abs, dir: dir, gpgHome: filepath.Join(dir, "gpg"), record: &record{}}
+	shm, err := os.MkdirTemp("/dev/shm", "oncefs-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(shm)
+	b := &bench{short: *short, shm: shm, oncefs: abs, dir: dir, gpgHome: filepath.Join(dir, "gpg"), record: &record{}}
 	defer b.close()
 	if err := os.Mkdir(b.gpgHome, 0o700); err != nil {
 		return err
@@ -105,6 +110,7 @@ type bench struct {
 	short   bool
 	oncefs  string // the binary
 	dir     string
+	shm     string // a directory in memory
 	gpgHome string
 	record  *record
 	last    int // directory that fresh made

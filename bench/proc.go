@@ -58,6 +58,13 @@ func (b *bench) gpg(args ...string) *exec.Cmd {
 	return cmd
 }
 
+// passphraseFile is a name for one, in memory, where a pod has it: oncefs
+// overwrites and syncs the file, and the old way does not.
+func (b *bench) passphraseFile() string {
+	b.last++
+	return filepath.Join(b.shm, fmt.Sprint("pw", b.last))
+}
+
 // encrypt writes content to a file with gpg. Its default S2K count is what its
 // agent finds to take 100 ms on this machine.
 func (b *bench) encrypt(path string, content []byte, args ...string) error {
@@ -165,7 +172,7 @@ func unmountBelow(dir string) error {
 // mount starts `oncefs mount` over a fresh directory. The passphrase file is
 // made anew, for it is removed.
 func (b *bench) mount(dir string, enc []string, args ...string) (*daemon, error) {
-	target, pw := filepath.Join(dir, "config"), filepath.Join(dir, "pw")
+	target, pw := filepath.Join(dir, "config"), b.passphraseFile()
 	if err := errors.Join(os.MkdirAll(target, 0o700), os.WriteFile(pw, []byte(passphrase+"\n"), 0o600)); err != nil {
 		return nil, err
 	}

@@ -39,7 +39,7 @@ func (b *bench) readOf(size int, f func([]place) error) (err error) {
 	text := content(size)
 	plain := filepath.Join(dir, "plain")
 	enc := filepath.Join(dir, "secrets.yaml.enc")
-	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, "--armor", "--s2k-count", "1024", "--compress-algo", "none"))
+	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, "--armor", "--s2k-count", "65536", "--compress-algo", "none"))
 	if err != nil {
 		return err
 	}

@@ -148,7 +148,7 @@ func (b *bench) everyPeer() (_ *peers, err error) {
 		}
 	}()
 	plain, enc := filepath.Join(dir, "plain"), filepath.Join(dir, "secrets.yaml.enc")
-	if err := errors.Join(os.WriteFile(plain, p.text, 0o600), b.encrypt(enc, p.text, "--s2k-count", "1024")); err != nil {
+	if err := errors.Join(os.WriteFile(plain, p.text, 0o600), b.encrypt(enc, p.text, "--s2k-count", "65536")); err != nil {
 		return nil, err
 	}
 	self, err := os.Executable()

@@ -22,7 +22,8 @@ var stretches = []struct {
 	args []string
 }{
 	{"default S2K", nil},
-	{"small S2K", []string{"--s2k-count", "1024"}},
+	// gpg takes a count of 1024 for none, and uses the largest.
+	{"small S2K", []string{"--s2k-count", "65536"}},
 }
 
 // oldWayName is what the scripts of 2021 did.
@@ -126,7 +127,7 @@ func fromPipe(cmd *exec.Cmd, text []byte) (float64, error) {
 }
 
 func (b *bench) startGPG(enc string, text []byte) (float64, error) {
-	pw := enc + ".pw"
+	pw := b.passphraseFile()
 	if err := os.WriteFile(pw, []byte(passphrase+"\n"), 0o600); err != nil {
 		return 0, err
 	}
@@ -157,7 +158,7 @@ func (b *bench) startRun(enc string, text []byte) (float64, error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	target, pw := filepath.Join(dir, "config"), filepath.Join(dir, "pw")
+	target, pw := filepath.Join(dir, "config"), b.passphraseFile()
 	if err := errors.Join(os.Mkdir(target, 0o700), os.WriteFile(pw, []byte(passphrase+"\n"), 0o600)); err != nil {
 		return 0, err
 	}
@@ -176,7 +177,7 @@ func (b *bench) startMountFile(enc string, text []byte) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	pw, target := filepath.Join(dir, "pw"), filepath.Join(dir, "secrets.yaml")
+	pw, target := b.passphraseFile(), filepath.Join(dir, "secrets.yaml")
 	if err := os.WriteFile(pw, []byte(passphrase+"\n"), 0o600); err != nil {
 		return 0, err
 	}
@@ -223,7 +224,7 @@ func (b *bench) oldWay(dir, enc string) (_ *oldWay, took time.Duration, err erro
 	if _, err := look("inotifywait"); err != nil {
 		return nil, 0, err
 	}
-	pw, path := filepath.Join(dir, "pw"), filepath.Join(dir, "secrets.yaml")
+	pw, path := b.passphraseFile(), filepath.Join(dir, "secrets.yaml")
 	if err := os.WriteFile(pw, []byte(passphrase+"\n"), 0o600); err != nil {
 		return nil, 0, err
 	}

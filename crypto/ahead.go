@@ -12,6 +12,7 @@ const (
 // wait for another. Only what is larger than a block gets that far.
 type ahead struct {
 	r       io.Reader
+	block   int // how much is read at once
 	started bool
 	full    chan block
 	empty   chan []byte
@@ -26,7 +27,9 @@ type block struct {
 	err error
 }
 
-func newAhead(r io.Reader) *ahead { return &ahead{r: r} }
+// newAhead reads at most aheadBlock at once, less for what is known to be
+// smaller.
+func newAhead(r io.Reader, size int) *ahead { return &ahead{r: r, block: min(aheadBlock, size)} }
 
 func (a *ahead) Read(p []byte) (int, error) {
 	for len(a.cur) == 0 {
@@ -49,14 +52,14 @@ func (a *ahead) Read(p []byte) (int, error) {
 // start reads the first block here.
 func (a *ahead) start() {
 	a.started = true
-	a.whole, a.err = readBlock(a.r, make([]byte, 0, aheadBlock))
+	a.whole, a.err = readBlock(a.r, make([]byte, 0, a.block))
 	a.cur = a.whole
 	if a.err != nil {
 		return
 	}
 	a.full, a.empty, a.stop = make(chan block, aheadBlocks), make(chan []byte, aheadBlocks), make(chan struct{})
 	for range aheadBlocks - 1 {
-		a.empty <- make([]byte, 0, aheadBlock)
+		a.empty <- make([]byte, 0, a.block)
 	}
 	go func() {
 		for {

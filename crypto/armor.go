@@ -36,7 +36,7 @@ func dearmor(buf *bufio.Reader) (body io.Reader, armored bool, err error) {
 // maxArmorLine is the longest line that the library takes; RFC 4880 allows 76.
 const maxArmorLine = 96
 
-// armorText is how much of the text is decoded at once, a multiple of 4.
+// armorText is the most of the text that is decoded at once, a multiple of 4.
 const armorText = 64 << 10
 
 // armorBody decodes the lines of an armor's body up to its checksum or closing
@@ -64,7 +64,9 @@ func (a *armorBody) Read(p []byte) (int, error) {
 
 func (a *armorBody) fill() {
 	if a.text == nil {
-		a.text, a.bin = make([]byte, 0, armorText), make([]byte, armorText/4*3)
+		// No more than a small file needs.
+		text := min(armorText, (a.in.Size()+maxArmorLine)/4*4)
+		a.text, a.bin = make([]byte, 0, text), make([]byte, text/4*3)
 	}
 	for a.err == nil && cap(a.text)-len(a.text) >= maxArmorLine {
 		var line []byte

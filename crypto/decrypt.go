@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"io"
+	"io/fs"
 	"sync/atomic"
 
 	"github.com/klauspost/compress/flate"
@@ -28,6 +29,8 @@ const (
 	readAhead = 1 << 20
 	// maxPassphrasePackets bounds the S2K work that a hostile file can ask for.
 	maxPassphrasePackets = 8
+	// copyBlock is how much plaintext is passed on at once.
+	copyBlock = 32 << 10
 	// maxSkipped bounds the marker and padding packets that are passed over.
 	maxSkipped = 16
 	// maxArgon2Exponent bounds the memory that a hostile file can ask for: 2^21
@@ -43,11 +46,12 @@ const (
 // bytes is ErrTooLarge, and at most max bytes are written.
 func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	in := &source{r: src}
-	buf := bufio.NewReaderSize(in, readAhead)
+	size := sizeOf(src)
+	buf := bufio.NewReaderSize(in, min(readAhead, size))
 	body, armored, err := dearmor(buf)
 	if err == nil {
-		outer := newAhead(body)
-		err = decryptBinary(dst, outer, passphrase, max)
+		outer := newAhead(body, size)
+		err = decryptBinary(dst, outer, passphrase, max, size)
 		outer.close()
 	}
 	if err == nil && armored {
@@ -57,6 +61,18 @@ func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 		return ErrRead
 	}
 	return err
+}
+
+// sizeOf is the size of a file, and a little more, or a large number for what is
+// no file. Buffers need not be larger: to touch memory that a small secret does
+// not need takes longer than to decrypt it.
+func sizeOf(src io.Reader) int {
+	if f, ok := src.(interface{ Stat() (fs.FileInfo, error) }); ok {
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Size() < readAhead {
+			return int(info.Size()) + 512
+		}
+	}
+	return readAhead
 }
 
 // source remembers that reading failed: to the parsers above it that looks
@@ -74,8 +90,8 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) error {
-	in := bufio.NewReaderSize(r, 64<<10)
+func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64, size int) error {
+	in := bufio.NewReaderSize(r, min(64<<10, size))
 	fast, err := describe(in)
 	if err != nil {
 		return err
@@ -110,7 +126,7 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64) err
 				return ErrNoIntegrity
 			}
 			data := encryptedPart(p)
-			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, max); err != nil {
+			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, max, size); err != nil {
 				return err
 			}
 			// The library takes a packet that ends too early for its end.
@@ -172,11 +188,11 @@ func outerFault(err error, begun bool) error {
 }
 
 // open finds the passphrase packet that fits and writes the content to dst.
-func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacket, passphrase []byte, max int64) error {
+func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacket, passphrase []byte, max int64, size int) error {
 	var prefix []byte
 	if se, ok := data.(*packet.SymmetricallyEncrypted); ok && se.Version == 1 {
 		// Peeked at, not read: the library reads it again.
-		ahead := bufio.NewReaderSize(se.Contents, 64<<10)
+		ahead := bufio.NewReaderSize(se.Contents, min(64<<10, size))
 		prefix, _ = ahead.Peek(aes.BlockSize + 2)
 		se.Contents = ahead
 	}
@@ -186,24 +202,24 @@ func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacke
 		if err != nil || !fits(prefix, cipher, key) {
 			continue
 		}
-		plain, err := decryptor(data, cipher, key)
+		plain, err := decryptor(data, cipher, key, size)
 		clear(key)
 		if err != nil {
 			// Here the passphrase has opened the session key.
 			fault = ErrDamaged
 			continue
 		}
-		return content(dst, plain, max)
+		return content(dst, plain, max, size)
 	}
 	return fault
 }
 
 // decryptor returns what reads the plaintext; its Close tells whether it was
 // authentic.
-func decryptor(data packet.EncryptedDataPacket, cipher packet.CipherFunction, key []byte) (io.ReadCloser, error) {
+func decryptor(data packet.EncryptedDataPacket, cipher packet.CipherFunction, key []byte, size int) (io.ReadCloser, error) {
 	se, ok := data.(*packet.SymmetricallyEncrypted)
 	if ok && se.Version == 1 && se.IntegrityProtected && isAES(cipher) {
-		return newMDCReader(se.Contents, key)
+		return newMDCReader(se.Contents, key, min(mdcBlock, size))
 	}
 	return data.Decrypt(cipher, key)
 }
@@ -233,9 +249,9 @@ func fits(prefix []byte, cipher packet.CipherFunction, key []byte) bool {
 // content copies the literal data inside the encryption to dst. Whatever is
 // wrong in there is one fault: telling more would tell an attacker who changes
 // the file what came of it.
-func content(dst io.Writer, plain io.ReadCloser, max int64) error {
+func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	out := &limited{w: dst, left: max}
-	inner := newAhead(plain)
+	inner := newAhead(plain, size)
 	defer inner.close()
 	err := literal(out, bufio.NewReader(inner), 0)
 	switch {
@@ -257,7 +273,7 @@ func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			return literal(dst, bufio.NewReaderSize(inflated, 64<<10), depth+1)
+			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), depth+1)
 		}
 		p, err := packet.Read(r)
 		if err != nil {
@@ -281,7 +297,7 @@ func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 				// As gpg does: text travels with CR LF and loses every CR here.
 				dst = &withoutCR{dst}
 			}
-			if _, err := io.CopyBuffer(dst, onlyReader{p.Body}, make([]byte, 64<<10)); err != nil {
+			if _, err := io.CopyBuffer(dst, onlyReader{p.Body}, make([]byte, copyBlock)); err != nil {
 				return ErrDamaged
 			}
 			return atEnd(r)

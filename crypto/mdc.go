@@ -13,7 +13,7 @@ import (
 // before and of these two (RFC 4880 section 5.14).
 const mdcTrailer = 2 + sha1.Size
 
-// mdcBlock is how much is decrypted at once.
+// mdcBlock is the most that is decrypted at once.
 const mdcBlock = 128 << 10
 
 // mdcReader decrypts a packet with integrity protection of version 1 (RFC 4880
@@ -29,7 +29,8 @@ type mdcReader struct {
 	eof    bool
 }
 
-func newMDCReader(in io.Reader, key []byte) (*mdcReader, error) {
+// newMDCReader decrypts size bytes at once.
+func newMDCReader(in io.Reader, key []byte, size int) (*mdcReader, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
 		return nil, err
@@ -37,7 +38,7 @@ func newMDCReader(in io.Reader, key []byte) (*mdcReader, error) {
 	// What OpenPGP adds to CFB, the resynchronization, is left out in this
 	// packet. The mode's lack of authentication is why the MDC is there.
 	//lint:ignore SA1019 the format demands it
-	m := &mdcReader{in: in, stream: cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)), hash: sha1.New()}
+	m := &mdcReader{in: in, stream: cipher.NewCFBDecrypter(block, make([]byte, aes.BlockSize)), hash: sha1.New(), block: make([]byte, mdcTrailer+size)}
 	var prefix [aes.BlockSize + 2]byte
 	if _, err := io.ReadFull(in, prefix[:]); err != nil {
 		return nil, err
@@ -64,9 +65,6 @@ func (m *mdcReader) Read(p []byte) (int, error) {
 
 // fill decrypts on, behind what is held back.
 func (m *mdcReader) fill() error {
-	if m.block == nil {
-		m.block = make([]byte, mdcTrailer+mdcBlock)
-	}
 	held := copy(m.block, m.buf)
 	n, err := m.in.Read(m.block[held:])
 	m.buf = m.block[:held+n]

@@ -60,7 +60,7 @@ func TestAheadGivesWhatIsRead(t *testing.T) {
 	for _, size := range []int{0, 1, aheadBlock - 1, aheadBlock, aheadBlock + 1, 5*aheadBlock + 7} {
 		want := bytes.Repeat([]byte("abcdefg"), size/7+1)[:size]
 		for _, end := range []error{io.EOF, broken} {
-			a := newAhead(iotest.HalfReader(io.MultiReader(bytes.NewReader(want), iotest.ErrReader(end))))
+			a := newAhead(iotest.HalfReader(io.MultiReader(bytes.NewReader(want), iotest.ErrReader(end))), aheadBlock)
 			var got bytes.Buffer
 			_, err := io.Copy(&got, onlyReader{a})
 			if end == io.EOF {

@@ -479,12 +479,12 @@ func (m *mounting) fits(contents [][]decryptor.Content, uid uint32) error {
 	return nil
 }
 
-// erasable is the passphrase file if it is to be removed.
-func (m *mounting) erasable() string {
-	if m.passphrase == nil {
-		return ""
+// erasable is the passphrase file if it is to be removed, or nil.
+func (m *mounting) erasable() *erase.File {
+	if m.passphrase == nil || m.passphrase.Removable() == "" {
+		return nil
 	}
-	return m.passphrase.Removable()
+	return m.passphrase
 }
 
 // observer tells the events of one secret. Over a file, one that expired takes
@@ -575,8 +575,21 @@ func (m *mounting) decrypt(ctx context.Context) ([][]decryptor.Content, error) {
 	for i, f := range m.encrypted {
 		messages = append(messages, decryptor.Message{File: f, Bundle: m.unpacks(i)})
 	}
+	// The two processes start at the same time. The warden must have the
+	// passphrase file open before it is read: what is removed is what was read.
+	var unready error
+	pass.Until = func() error {
+		unready = m.warden.Ready()
+		return unready
+	}
 	contents, err := decryptor.Decrypt(ctx, m.binary, messages, pass, int64(m.MaxSize), m.store)
 	var file *decryptor.FileError
+	if as[*erase.RemoveError](unready) {
+		return nil, fmt.Errorf("passphrase file: %w", unready)
+	}
+	if unready != nil {
+		return nil, unready
+	}
 	if errors.As(err, &file) {
 		return nil, fmt.Errorf("decrypt %s: %w", m.encrypted[file.File].Name(), file.Err)
 	}
@@ -706,7 +719,7 @@ func (m *mounting) check(ctx context.Context) error {
 }
 
 func (m *mounting) removePassphrase() error {
-	if path := m.erasable(); path != "" {
+	if file := m.erasable(); file != nil {
 		gone, err := m.warden.Erase()
 		if errors.Is(err, warden.ErrGone) || errors.As(err, new(unix.Errno)) {
 			// It may have come to grief behind the removal.
@@ -717,7 +730,7 @@ func (m *mounting) removePassphrase() error {
 			// Going down now would lose passphrase and mount both.
 			m.events.tell(slog.LevelError, "passphrase-not-overwritten", slog.String("error", err.Error()))
 		case err != nil:
-			return fmt.Errorf("passphrase file: %w", &erase.RemoveError{Path: path, Err: err})
+			return fmt.Errorf("passphrase file: %w", &erase.RemoveError{Path: file.Removable(), Err: err})
 		}
 	}
 	if m.passphrase != nil {

@@ -57,6 +57,10 @@ func Main(args []string) int {
 	if err := sandbox.Decryptor(args[2] == fromTerminal); err != nil {
 		return 1
 	}
+	var gate [1]byte
+	if _, err := io.ReadFull(os.Stdin, gate[:]); err != nil || gate[0] != goOn {
+		return 1
+	}
 	var passphrase []byte
 	if args[2] == fromTerminal {
 		passphrase, err = askTerminal(secret)
@@ -134,7 +138,7 @@ func (c *content) Write(p []byte) (int, error) {
 
 func (f *frames) file(i uint32, in io.Reader, passphrase []byte, max int64) {
 	out := &content{frames: f, file: i}
-	body := bufio.NewWriterSize(out, 256<<10)
+	body := bufio.NewWriterSize(out, 64<<10)
 	err := crypto.Decrypt(body, in, passphrase, max)
 	if err == nil {
 		err = body.Flush()

@@ -33,7 +33,14 @@ const Command = "internal-decryptor"
 type Passphrase struct {
 	File     *os.File
 	Terminal bool
+	// Until is called while the child starts, which takes a while. The child reads
+	// nothing before it has returned nil; on an error it ends. nil waits for
+	// nothing.
+	Until func() error
 }
+
+// goOn is what the child waits for on its standard input.
+const goOn = '\n'
 
 const (
 	fromTerminal = "terminal"
@@ -88,8 +95,18 @@ func Decrypt(ctx context.Context, binary string, messages []Message, pass Passph
 		kinds = append(kinds, kind)
 		parts = append(parts, newArriving(m.Bundle, max, store))
 	}
-	cmd, err := startChild(ctx, binary, files, string(kinds), strconv.FormatInt(max, 10), source)
+	gate, open, err := os.Pipe()
+	if err != nil {
+		theirs.Close()
+		return nil, fmt.Errorf("pipe to the decrypting process: %w", err)
+	}
+	defer open.Close()
+	cmd, err := startChild(ctx, binary, gate, files, string(kinds), strconv.FormatInt(max, 10), source)
+	gate.Close()
 	theirs.Close()
+	if err == nil {
+		err = cmd.begin(pass.Until, open)
+	}
 	if err == nil {
 		err = cmd.receive(ctx, int(ours.Fd()), parts)
 	}
@@ -104,6 +121,21 @@ func Decrypt(ctx context.Context, binary string, messages []Message, pass Passph
 		return nil, err
 	}
 	return all, nil
+}
+
+// begin lets the child go on once until, if there is one, says so; if it says
+// that it may not, the child is waited for.
+func (c *child) begin(until func() error, gate *os.File) error {
+	if until != nil {
+		if err := until(); err != nil {
+			gate.Close() // the child finds it closed and ends
+			c.wait()
+			return err
+		}
+	}
+	// Should the child have died, its pipe tells.
+	_, _ = gate.Write([]byte{goOn})
+	return nil
 }
 
 // receive takes what the child sends, to the end of both.
@@ -132,12 +164,15 @@ func (c *child) receive(ctx context.Context, fd int, parts []*arriving) error {
 type child struct{ *exec.Cmd }
 
 // startChild starts the child with open files from descriptor 3 on.
-func startChild(ctx context.Context, binary string, files []*os.File, args ...string) (*child, error) {
+func startChild(ctx context.Context, binary string, stdin *os.File, files []*os.File, args ...string) (*child, error) {
 	cmd := exec.CommandContext(ctx, binary, append([]string{Command}, args...)...)
 	cmd.Args[0] = "oncefs"
 	cmd.Env = []string{} // it needs nothing of ours
 	// Its standard error goes nowhere: a crash report could hold anything.
 	cmd.ExtraFiles = files
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
 	// The child must not outlive us with a passphrase in its memory; if we die
 	// it is killed rather than left to find its pipe closed.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

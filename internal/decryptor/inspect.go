@@ -55,7 +55,7 @@ func Inspect(ctx context.Context, binary string, file *os.File) (*crypto.Report,
 		return nil, fmt.Errorf("pipe to the inspecting process: %w", err)
 	}
 	defer ours.Close()
-	c, err := startChild(ctx, binary, []*os.File{theirs, file}, inspecting)
+	c, err := startChild(ctx, binary, nil, []*os.File{theirs, file}, inspecting)
 	theirs.Close()
 	if err != nil {
 		return nil, err

@@ -132,6 +132,9 @@ func (p *File) Unlinked() bool {
 	return unix.Fstat(int(p.f.Fd()), &st) == nil && st.Nlink == 0
 }
 
+// Identity tells this file from any other that may have its name meanwhile.
+func (p *File) Identity() string { return fmt.Sprintf("%d:%d", p.dev, p.ino) }
+
 // Close closes the file and leaves it where it is.
 func (p *File) Close() error {
 	if p.w != nil {

@@ -55,6 +55,7 @@ type Warden struct {
 	release *channel // what changes something: nothing may stand in its way
 	lookup  *channel
 	remover *Warden // who answers Release in its place; may be nil
+	ready   func() error
 }
 
 // A question is what one message asks. Only the fields of its kind are set.
@@ -73,6 +74,7 @@ type answer struct {
 	ID     uint64 `json:"id"`
 	Error  string `json:"error,omitempty"`
 	Errno  int    `json:"errno,omitempty"` // what the kernel said, if it did
+	Kept   bool   `json:"kept,omitempty"`  // at the start: the file to erase is what the error is about
 	Gone   bool   `json:"gone,omitempty"`  // for Erase: removed, in spite of the error
 	Exe    string `json:"exe,omitempty"`
 	Cgroup string `json:"cgroup,omitempty"`
@@ -85,32 +87,49 @@ type answer struct {
 
 // Start starts the warden of a point, which must be done before the mount is
 // made: for a mount over a file it gets a mount namespace of its own, see
-// mountpoint.Remover. erasable is the file that Erase removes, or "".
-func Start(binary string, p *mountpoint.Point, erasable string) (*Warden, error) {
+// mountpoint.Remover. erasable is the file that Erase removes, or nil. It is
+// running when Start returns, and set up when Ready does.
+func Start(binary string, p *mountpoint.Point, erasable *erase.File) (*Warden, error) {
 	if !p.File {
 		return start(binary, p.Path, erasable, mountpoint.Detach, 0)
 	}
 	if mountpoint.MayMount() {
-		if w, err := start(binary, p.Path, erasable, mountpoint.Unlink, unix.CLONE_NEWNS); err == nil {
+		w, err := start(binary, p.Path, erasable, mountpoint.Unlink, unix.CLONE_NEWNS)
+		if err == nil {
+			err = w.Ready()
+		}
+		// A file that cannot be erased is no reason to do without namespaces.
+		if err == nil || errors.As(err, new(*erase.RemoveError)) {
 			return w, nil
 		}
-	} else if remover, err := start(binary, p.Path, "", mountpoint.Unlink, unix.CLONE_NEWNS|unix.CLONE_NEWUSER); err == nil {
-		// In a user namespace of its own it can look nobody up who is outside:
-		// that takes another process.
-		w, err := start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
-		if err != nil {
-			remover.Close()
-			return nil, err
+		w.abandon()
+	} else if remover, err := start(binary, p.Path, nil, mountpoint.Unlink, unix.CLONE_NEWNS|unix.CLONE_NEWUSER); err == nil {
+		if remover.Ready() == nil {
+			// In a user namespace of its own it can look nobody up who is outside:
+			// that takes another process.
+			w, err := start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
+			if err != nil {
+				remover.Close()
+				return nil, err
+			}
+			w.remover = remover
+			return w, nil
 		}
-		w.remover = remover
-		return w, nil
+		remover.abandon()
 	}
 	// No namespaces to be had: the placeholder, which nobody may read, can then
 	// be seen for a moment.
 	return start(binary, p.Path, erasable, mountpoint.DetachAndUnlink, 0)
 }
 
-func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ *Warden, err error) {
+// abandon ends one that did not set itself up, if it runs at all.
+func (w *Warden) abandon() {
+	if w != nil {
+		w.Close()
+	}
+}
+
+func start(binary, path string, erasable *erase.File, how mountpoint.How, flags uintptr) (_ *Warden, err error) {
 	var ours, theirs [2]*os.File
 	for i := range ours {
 		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
@@ -124,7 +143,11 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 	for i, c := range []**channel{&w.release, &w.lookup} {
 		*c = &channel{f: ours[i], done: make(chan struct{}), waiting: map[uint64]chan answer{}}
 	}
-	w.cmd = exec.Command(binary, Command, string(how), path, erasable)
+	name, identity := "", ""
+	if erasable != nil {
+		name, identity = erasable.Removable(), erasable.Identity()
+	}
+	w.cmd = exec.Command(binary, Command, string(how), path, name, identity)
 	w.cmd.Args[0] = "oncefs"
 	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=1"}
 	w.cmd.ExtraFiles = theirs[:]
@@ -149,22 +172,31 @@ func start(binary, path, erasable string, how mountpoint.How, flags uintptr) (_ 
 		w.lookup.f.Close()
 		return nil, fmt.Errorf("start the warden: %w", err)
 	}
-	// It says once, unasked, that it is set up.
-	in := bufio.NewReader(w.release.f)
-	err = w.release.f.SetReadDeadline(time.Now().Add(startPatience))
-	var a answer
-	if err == nil {
-		a, err = readAnswer(in)
-	}
-	if err = errors.Join(err, a.err(), w.release.f.SetReadDeadline(time.Time{})); err != nil {
-		w.cmd.Process.Kill()
-		w.Close()
-		return nil, fmt.Errorf("start the warden: %w", err)
-	}
-	go w.release.listen(in)
-	go w.lookup.listen(bufio.NewReader(w.lookup.f))
+	w.ready = sync.OnceValue(func() error {
+		// It says once, unasked, that it is set up.
+		in := bufio.NewReader(w.release.f)
+		err := w.release.f.SetReadDeadline(time.Now().Add(startPatience))
+		var a answer
+		if err == nil {
+			a, err = readAnswer(in)
+		}
+		if a.Kept {
+			return &erase.RemoveError{Path: name, Err: a.err()}
+		}
+		if err = errors.Join(err, a.err(), w.release.f.SetReadDeadline(time.Time{})); err != nil {
+			w.cmd.Process.Kill()
+			return fmt.Errorf("start the warden: %w", err)
+		}
+		go w.release.listen(in)
+		go w.lookup.listen(bufio.NewReader(w.lookup.f))
+		return nil
+	})
 	return w, nil
 }
+
+// Ready waits until the warden is set up, which must be before anything is
+// asked of it and before the mount is made.
+func (w *Warden) Ready() error { return w.ready() }
 
 // failure is an error that the warden had: its words, and the kernel's number.
 type failure struct {
@@ -355,10 +387,10 @@ func readAnswer(in *bufio.Reader) (a answer, err error) {
 	return a, json.Unmarshal(line, &a)
 }
 
-// Main is the warden: `oncefs internal-warden HOW PATH ERASABLE`. It returns the
+// Main is the warden: `oncefs internal-warden HOW PATH ERASABLE IDENTITY`. It returns the
 // exit status.
 func Main(args []string) int {
-	if len(args) != 3 {
+	if len(args) != 4 {
 		return 1
 	}
 	release := &end{f: os.NewFile(releaseFD, "release")}
@@ -371,8 +403,16 @@ func Main(args []string) int {
 	var erasable *erase.File
 	if args[2] != "" {
 		// Opened now, so that what is removed is what was read.
-		if erasable, err = erase.Open(args[2], true); err != nil {
-			release.answer(failed(err))
+		if erasable, err = erase.Open(args[2], true); err == nil && erasable.Identity() != args[3] {
+			err = erase.ErrReplaced
+		}
+		if err != nil {
+			if remove := (*erase.RemoveError)(nil); errors.As(err, &remove) {
+				err = remove.Err
+			}
+			a := failed(err)
+			a.Kept = true
+			release.answer(a)
 			return 1
 		}
 	}
