@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -48,9 +50,11 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 		}
 	}
 	ui := &tui{out: stdout, err: stderr}
-	var cli cli
 	exited := -1
-	parser, err := newParser(&cli, stdout, stderr, func(code int) { exited = code })
+	if ctx := parseOne(args[1:]); ctx != nil {
+		return start(ctx, ui, stdin, args)
+	}
+	parser, err := newParser(&cli{}, stdout, stderr, func(code int) { exited = code })
 	if err != nil {
 		return ui.fail(err)
 	}
@@ -68,6 +72,11 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 		ui.failUsage(err, selected(err))
 		return exitUsage
 	}
+	return start(ctx, ui, stdin, args)
+}
+
+// start does what was asked.
+func start(ctx *kong.Context, ui *tui, stdin *os.File, args []string) int {
 	binary, err := os.Executable()
 	if err != nil {
 		return ui.fail(err)
@@ -86,8 +95,32 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 	return 0
 }
 
-// newParser makes the parser of the command line.
-func newParser(cli *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+// parseOne parses with the one command that is named first: to make the parser of
+// all of them takes longer than to start a process. Whatever is not a plain use
+// of it is nil and left to that parser, which knows what to say.
+func parseOne(args []string) *kong.Context {
+	if len(args) == 0 {
+		return nil
+	}
+	command, known := reflect.TypeFor[cli]().FieldByNameFunc(func(name string) bool { return strings.ToLower(name) == args[0] })
+	if !known {
+		return nil
+	}
+	asksHelp := false
+	one := reflect.New(reflect.StructOf([]reflect.StructField{command})).Interface()
+	parser, err := newParser(one, io.Discard, io.Discard, func(int) { asksHelp = true })
+	if err != nil {
+		return nil
+	}
+	ctx, err := parser.Parse(args)
+	if err != nil || asksHelp {
+		return nil
+	}
+	return ctx
+}
+
+// newParser makes the parser of the command line, or of a part of it.
+func newParser(cli any, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(cli, kong.Name("oncefs"), kong.Description(description),
 		kong.Writers(stdout, stderr), kong.Exit(exit),
 		kong.Vars{"passphrase": defaultPassphraseFile, "maxsize": "64MiB"},
