@@ -10,13 +10,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
 // afterwards looks, as root, for what is left of the secret once it was read:
-// in the memory of the peer's processes, at its path, and on the disk, which is
-// an image of its own so that all of it can be searched.
+// in the memory of the peer's processes, in the page cache, at its path, and on the
+// disk, which is an image of its own so that all of it can be searched.
 func (b *bench) afterwards() error {
 	if os.Geteuid() != 0 {
 		b.record.leaveOut("afterwards", "all", "", errors.New("needs root"))
@@ -49,15 +50,11 @@ func (b *bench) afterwards() error {
 	}
 	mark := newMark(p.text)
 	for _, s := range p.served {
-		// A reader that is another process, and ends.
-		out, err := exec.Command("cat", s.path).Output()
-		if err == nil {
-			err = same(out, p.text)
-		}
+		cached, err := readCached(s.path, p.text)
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.peer, err)
 		}
-		clear(out)
+		b.record.add("afterwards", s.peer, "bytes of it in the page cache", "", float64(cached))
 		if s.peer == oldWayName {
 			if err := waitFor(func() bool { _, err := os.Stat(s.path); return err != nil }); err != nil {
 				return err
@@ -91,6 +88,36 @@ func (b *bench) afterwards() error {
 	return errors.Join(b.diskAfterwards(image, inside, mark), unmountBelow(inside))
 }
 
+// readCached reads all of a file and tells how much of it the kernel kept in the
+// page cache.
+func readCached(path string, want []byte) (cached int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	got := make([]byte, len(want))
+	defer clear(got)
+	if _, err := io.ReadFull(f, got); err != nil {
+		return 0, err
+	}
+	if err := same(got, want); err != nil {
+		return 0, err
+	}
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return 0, err // a FIFO has no pages there
+	}
+	// cachestat(2), Linux 6.5: a range of offset and length, and the number of
+	// pages comes first.
+	const sysCachestat = 451
+	of, pages := [2]uint64{0, uint64(len(want))}, [5]uint64{}
+	if _, _, errno := unix.Syscall6(sysCachestat, f.Fd(), uintptr(unsafe.Pointer(&of)), uintptr(unsafe.Pointer(&pages)), 0, 0, 0); errno != 0 {
+		return 0, fmt.Errorf("cachestat: %w", errno)
+	}
+	return int(pages[0]) * os.Getpagesize(), nil
+}
+
 // makeDisk makes a filesystem in a file.
 func (b *bench) makeDisk(image, inside string) error {
 	if err := os.Mkdir(inside, 0o700); err != nil {
@@ -113,7 +140,43 @@ func (b *bench) makeDisk(image, inside string) error {
 // searches all of the image then.
 func (b *bench) diskAfterwards(image, inside string, mark *mark) error {
 	text := content(4 << 10)
-	for _, peer := range []string{"oncefs", oldWayName} {
+	plain := filepath.Join(b.shm, "plain")
+	if err := os.WriteFile(plain, text, 0o600); err != nil {
+		return err
+	}
+	defer os.Remove(plain)
+	for _, peer := range []struct {
+		name  string
+		serve func(dir string) (path string, stop func() error, err error)
+	}{
+		{"oncefs", func(dir string) (string, func() error, error) {
+			enc := filepath.Join(dir, "secrets.yaml.enc")
+			if err := b.encrypt(enc, text, smallS2K...); err != nil {
+				return "", nil, err
+			}
+			d, err := b.mount(dir, []string{enc})
+			if err != nil {
+				return "", nil, err
+			}
+			return filepath.Join(d.target, "secrets.yaml"), d.stop, nil
+		}},
+		{oldWayName, func(dir string) (string, func() error, error) {
+			enc := filepath.Join(dir, "secrets.yaml.enc")
+			if err := b.encrypt(enc, text, smallS2K...); err != nil {
+				return "", nil, err
+			}
+			s, err := b.serveOldWay(filepath.Join(dir, "old"), enc)
+			return s.path, s.stop, err
+		}},
+		{"gocryptfs", func(dir string) (string, func() error, error) {
+			s, err := serveGocryptfs(filepath.Join(dir, "gocryptfs"), text)
+			return s.path, s.stop, err
+		}},
+		{"sops exec-file", func(dir string) (string, func() error, error) {
+			s, err := serveSops(filepath.Join(dir, "sops"), plain, len(text))
+			return s.path, s.stop, err
+		}},
+	} {
 		// Overwritten with zeros: nothing of what was before is to be found.
 		if err := unmountBelow(inside); err != nil {
 			return err
@@ -127,25 +190,10 @@ func (b *bench) diskAfterwards(image, inside string, mark *mark) error {
 		if err != nil {
 			return err
 		}
-		enc := filepath.Join(dir, "secrets.yaml.enc")
-		if err := b.encrypt(enc, text, "--s2k-count", "65536"); err != nil {
-			return err
-		}
-		var path string
-		var stop func() error
-		if peer == "oncefs" {
-			d, err := b.mount(dir, []string{enc})
-			if err != nil {
-				return err
-			}
-			path, stop = filepath.Join(d.target, "secrets.yaml"), d.stop
-		} else {
-			s, err := b.serveOldWay(filepath.Join(dir, "old"), enc)
-			if err != nil {
-				b.record.leaveOut("afterwards", peer, "disk", err)
-				continue
-			}
-			path, stop = s.path, s.stop
+		path, stop, err := peer.serve(dir)
+		if err != nil {
+			b.record.leaveOut("afterwards", peer.name, "disk", err)
+			continue
 		}
 		// On a volume the kernel writes back within seconds; here at once.
 		if err := quietly(exec.Command("sync", "-f", inside)); err != nil {
@@ -163,7 +211,7 @@ func (b *bench) diskAfterwards(image, inside string, mark *mark) error {
 		if err != nil {
 			return err
 		}
-		b.record.add("afterwards", peer, "copies on the disk", "", float64(n))
+		b.record.add("afterwards", peer.name, "copies on the disk", "", float64(n))
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ func (b *bench) growth() error {
 	}
 	text := content(1 << 10)
 	enc := filepath.Join(dir, "secrets.yaml.enc")
-	if err := b.encrypt(enc, text, "--s2k-count", "65536"); err != nil {
+	if err := b.encrypt(enc, text, smallS2K...); err != nil {
 		return err
 	}
 	secrets, mounts := []int{1, 10, 100, 1000}, []int{1, 10, 100, 500}

@@ -176,7 +176,7 @@ func (b *bench) raceOncefs(n int) (o outcome, err error) {
 	}
 	text := content(raceSize)
 	enc := filepath.Join(dir, "secrets.yaml.enc")
-	if err := b.encrypt(enc, text, "--s2k-count", "65536"); err != nil {
+	if err := b.encrypt(enc, text, smallS2K...); err != nil {
 		return o, err
 	}
 	d, err := b.mount(dir, []string{enc})
@@ -194,7 +194,7 @@ func (b *bench) raceOldWay(n int) (o outcome, err error) {
 	}
 	text := content(raceSize)
 	enc := filepath.Join(dir, "secrets.yaml.enc")
-	if err := b.encrypt(enc, text, "--s2k-count", "65536"); err != nil {
+	if err := b.encrypt(enc, text, smallS2K...); err != nil {
 		return o, err
 	}
 	old, _, err := b.oldWay(dir, enc)
@@ -241,7 +241,7 @@ func (b *bench) losers() (err error) {
 	}
 	text := content(1 << 10)
 	plain, enc, target := filepath.Join(dir, "plain"), filepath.Join(dir, "secrets.yaml.enc"), filepath.Join(dir, "gofuse")
-	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, "--s2k-count", "65536"), os.Mkdir(target, 0o700))
+	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, smallS2K...), os.Mkdir(target, 0o700))
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func (b *bench) readOf(size int, f func([]place) error) (err error) {
 	text := content(size)
 	plain := filepath.Join(dir, "plain")
 	enc := filepath.Join(dir, "secrets.yaml.enc")
-	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, "--armor", "--s2k-count", "65536", "--compress-algo", "none"))
+	err = errors.Join(os.WriteFile(plain, text, 0o600), b.encrypt(enc, text, append([]string{"--armor", "--compress-algo", "none"}, smallS2K...)...))
 	if err != nil {
 		return err
 	}
@@ -195,6 +195,35 @@ func (b *bench) throughput(where []place, size int) error {
 			unix.Close(fd)
 			b.record.add("throughput", w.peer, "64 MiB", "MB/s", float64(size)/1e6/took.Seconds())
 		}
+		if err := b.throughFIFO(buf, size); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+// throughFIFO is one read of as much through a FIFO.
+func (b *bench) throughFIFO(buf []byte, size int) error {
+	path := filepath.Join(b.dir, "fifo")
+	wait, err := feedFIFO(path, make([]byte, size))
+	if err != nil {
+		return err
+	}
+	defer os.Remove(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	for total := 0; total < size; {
+		n, err := unix.Read(fd, buf)
+		if err != nil || n == 0 {
+			return fmt.Errorf("FIFO: read %d bytes of %d: %w", total, size, err)
+		}
+		total += n
+	}
+	b.record.add("throughput", "FIFO", "64 MiB", "MB/s", float64(size)/1e6/time.Since(begin).Seconds())
+	unix.Close(fd)
+	wait()
 	return nil
 }

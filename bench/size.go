@@ -111,13 +111,55 @@ func (b *bench) size() error {
 		if info, err := os.Stat(s.binary); err == nil {
 			b.record.add("size", s.peer, "binary", "MiB", float64(info.Size())/(1<<20))
 		}
+		if image, err := imageOf(append(s.besides, s.binary)); err != nil {
+			b.record.leaveOut("size", s.peer, "image", err)
+		} else {
+			b.record.add("size", s.peer, "image: its programs and the libraries that they load", "MiB", image)
+		}
 	}
 	return p.stop()
+}
+
+// imageOf is the least that a container image with these programs holds, in MiB:
+// they and every library that they are linked with.
+func imageOf(programs []string) (float64, error) {
+	var sum int64
+	seen := map[string]bool{}
+	for _, program := range programs {
+		path, err := look(program)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", program, err)
+		}
+		files := []string{path}
+		// It fails on a static program, which needs none.
+		out, _ := exec.Command("ldd", path).Output()
+		for _, word := range strings.Fields(string(out)) {
+			if filepath.IsAbs(word) {
+				files = append(files, word)
+			}
+		}
+		for _, file := range files {
+			info, err := os.Stat(file)
+			if err != nil {
+				return 0, err
+			}
+			real, err := filepath.EvalSymlinks(file)
+			if err != nil {
+				return 0, err
+			}
+			if !seen[real] {
+				seen[real] = true
+				sum += info.Size()
+			}
+		}
+	}
+	return float64(sum) / (1 << 20), nil
 }
 
 // serving is a peer that serves the same small secret.
 type serving struct {
 	peer, path, binary string
+	besides            []string // other programs that it takes
 	pid                int
 	stop               func() error
 }
@@ -148,7 +190,7 @@ func (b *bench) everyPeer() (_ *peers, err error) {
 		}
 	}()
 	plain, enc := filepath.Join(dir, "plain"), filepath.Join(dir, "secrets.yaml.enc")
-	if err := errors.Join(os.WriteFile(plain, p.text, 0o600), b.encrypt(enc, p.text, "--s2k-count", "65536")); err != nil {
+	if err := errors.Join(os.WriteFile(plain, p.text, 0o600), b.encrypt(enc, p.text, smallS2K...)); err != nil {
 		return nil, err
 	}
 	self, err := os.Executable()
@@ -159,7 +201,7 @@ func (b *bench) everyPeer() (_ *peers, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p.served = append(p.served, serving{"oncefs", filepath.Join(d.target, "secrets.yaml"), b.oncefs, d.cmd.Process.Pid, d.stop})
+	p.served = append(p.served, serving{"oncefs", filepath.Join(d.target, "secrets.yaml"), b.oncefs, nil, d.cmd.Process.Pid, d.stop})
 	for _, peer := range []struct{ name, command string }{{"go-fuse memory file", "serve-gofuse"}, {"bazil fs package", "serve-bazil"}} {
 		target := filepath.Join(dir, peer.command)
 		if err := os.Mkdir(target, 0o700); err != nil {
@@ -170,7 +212,7 @@ func (b *bench) everyPeer() (_ *peers, err error) {
 			b.record.leaveOut("peers", peer.name, "", err)
 			continue
 		}
-		p.served = append(p.served, serving{peer.name, filepath.Join(target, "secrets.yaml"), self, d.cmd.Process.Pid, d.stop})
+		p.served = append(p.served, serving{peer.name, filepath.Join(target, "secrets.yaml"), self, []string{"fusermount3"}, d.cmd.Process.Pid, d.stop})
 	}
 	if s, err := b.serveOldWay(filepath.Join(dir, "old"), enc); err != nil {
 		b.record.leaveOut("peers", oldWayName, "", err)
@@ -202,7 +244,7 @@ func (b *bench) serveOldWay(dir, enc string) (s serving, err error) {
 	if err != nil {
 		return s, err
 	}
-	return serving{oldWayName, old.path, program, old.watcher.Process.Pid, old.stop}, nil
+	return serving{oldWayName, old.path, program, []string{"gpg", "gpg-agent", "busybox"}, old.watcher.Process.Pid, old.stop}, nil
 }
 
 func serveGocryptfs(dir string, text []byte) (s serving, err error) {
@@ -235,7 +277,7 @@ func serveGocryptfs(dir string, text []byte) (s serving, err error) {
 	if err := os.WriteFile(path, text, 0o600); err != nil {
 		return s, errors.Join(err, stop())
 	}
-	return serving{"gocryptfs", path, program, cmd.Process.Pid, stop}, nil
+	return serving{"gocryptfs", path, program, []string{"fusermount3"}, cmd.Process.Pid, stop}, nil
 }
 
 func mounted(path string) bool {
@@ -286,7 +328,7 @@ func serveSops(dir, plain string, size int) (s serving, err error) {
 	if err != nil {
 		return s, errors.Join(err, stop())
 	}
-	return serving{"sops exec-file", fifo, program, cmd.Process.Pid, stop}, nil
+	return serving{"sops exec-file", fifo, program, []string{"busybox"}, cmd.Process.Pid, stop}, nil
 }
 
 // waitFor waits until f says so.
