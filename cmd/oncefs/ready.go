@@ -14,6 +14,8 @@ import (
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+
+	"oncefs/internal/sandbox"
 )
 
 // A herald holds open what announcing takes, for once enclosed the process can
@@ -53,9 +55,14 @@ func (h *herald) close() {
 	}
 }
 
+// settled is when memory that only the start took is given back: once, so that
+// nothing wakes the process later, and when a first reader has most likely come.
+const settled = time.Second
+
 // announce tells everyone who waits that the mount is ready. From here on
 // nothing can go back: what fails is told and left.
 func (m *mounting) announce(h *herald) {
+	time.AfterFunc(settled, sandbox.GiveBack)
 	m.mu.Lock()
 	m.readyAt = time.Now()
 	m.mu.Unlock()

@@ -48,6 +48,10 @@ const (
 // milliseconds: one that is not by then never will be.
 const startPatience = 30 * time.Second
 
+// settled is when the warden gives back what its start took: once, so that nothing
+// wakes it later, and when a first reader has most likely been looked up.
+const settled = time.Second
+
 // A Warden is the running process. Its methods may be called by several
 // goroutines.
 type Warden struct {
@@ -421,6 +425,7 @@ func Main(args []string) int {
 		return 1
 	}
 	release.answer(answer{})
+	time.AfterFunc(settled, sandbox.GiveBack)
 	go lookup.serve(func(q question) answer {
 		switch {
 		case q.Look != nil:
