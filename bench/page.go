@@ -181,6 +181,7 @@ func (r *record) targets(w io.Writer) error {
 		target{"winners of a race of 10000", 1, value("race", "oncefs", "10000 readers, got all")},
 		target{"wake-ups per second while idle", 0, value("size", "oncefs", "wake-ups per second, idle")},
 		target{"MiB resident while idle, all processes (PSS)", 12, value("size", "oncefs", "resident, shared pages divided (PSS)")},
+		target{"MiB resident while idle, all processes (RSS, shared pages counted twice)", 12, value("size", "oncefs", "resident, shared pages counted each time (RSS)")},
 		target{"KiB for each of 1000 secrets, beyond their size", 32, value("growth", "oncefs", "1000 secrets, memory each beyond their size")},
 		target{"copies that root finds in memory after the read", 0, value("afterwards", "oncefs", "copies in its processes' memory")},
 	)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -652,6 +653,9 @@ func (m *mounting) mount(files []fs.File, dirs []fs.Dir, uid, gid uint32) error 
 	}
 	m.server = server
 	m.served = make(chan error, 1)
+	// One thread at a time: a request is a few short steps of several goroutines,
+	// and to wake another processor for one takes longer than the step.
+	runtime.GOMAXPROCS(1)
 	go func() { m.served <- server.Serve() }()
 	return nil
 }

@@ -18,19 +18,31 @@ func dir(pid uint32) string { return "/proc/" + strconv.FormatUint(uint64(pid), 
 
 // Exe is the path of the process's executable, or "" if it cannot be known.
 func Exe(pid uint32) string {
-	exe, _ := os.Readlink(dir(pid) + "/exe")
-	return exe
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlink(dir(pid)+"/exe", buf[:])
+	if err != nil {
+		return ""
+	}
+	return string(buf[:n])
 }
 
 // Cgroup is the process's control group in the unified hierarchy, or else in
 // the first one listed; "" if it cannot be known.
 func Cgroup(pid uint32) string {
-	b, err := os.ReadFile(dir(pid) + "/cgroup")
+	// Without the os package, which asks the kernel as much again about the file: a
+	// reader waits for this.
+	fd, err := unix.Open(dir(pid)+"/cgroup", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	var buf [16 << 10]byte
+	n, err := unix.Read(fd, buf[:])
 	if err != nil {
 		return ""
 	}
 	first := ""
-	for line := range strings.Lines(string(b)) {
+	for line := range strings.Lines(string(buf[:n])) {
 		// cgroups(7): hierarchy-ID:controller-list:cgroup-path
 		parts := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(parts) != 3 {
