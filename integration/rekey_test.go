@@ -2,11 +2,17 @@ package integration
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"oncefs/integration/rig"
 )
@@ -77,5 +83,51 @@ func TestRekeyStopped(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The file that takes the old one's place may be read by whom that one could be, and
+// by nobody else.
+func TestRekeyKeepsAttributes(t *testing.T) {
+	// acl(5), as the kernel has it: version 2, then tag, permissions and id of each:
+	// the owner, user 4242, the group, the mask, others.
+	entry := func(tag, perm uint16, id uint32) []byte {
+		b := binary.LittleEndian.AppendUint16(nil, tag)
+		b = binary.LittleEndian.AppendUint16(b, perm)
+		return binary.LittleEndian.AppendUint32(b, id)
+	}
+	acl := slices.Concat([]byte{2, 0, 0, 0}, entry(1, 6, math.MaxUint32), entry(2, 4, 4242), entry(4, 0, math.MaxUint32), entry(0x10, 4, math.MaxUint32), entry(0x20, 0, math.MaxUint32))
+	const aclAttr, aclDefault = "system.posix_acl_access", "system.posix_acl_default"
+	get := func(path, name string) string {
+		value := make([]byte, 1000)
+		n, err := unix.Getxattr(path, name, value)
+		if err != nil {
+			return err.Error()
+		}
+		return string(value[:n])
+	}
+	d := rig.NewDir(t, []byte(content))
+	if err := errors.Join(unix.Setxattr(d.Enc, aclAttr, acl, 0), unix.Setxattr(d.Enc, "user.note", []byte("mine"), 0)); err != nil {
+		t.Fatalf("the filesystem of %s: %v", d.Path, err)
+	}
+	rekey := []string{"rekey", d.Enc, "--passphrase-file", d.Pass, "--same-passphrase"}
+	if r := rig.Run(t, rekey...); r.Code != 0 || r.Err != "" {
+		t.Fatalf("%+v", r)
+	}
+	info, err := os.Stat(d.Enc)
+	if err != nil || info.Mode() != 0o640 || get(d.Enc, aclAttr) != string(acl) || get(d.Enc, "user.note") != "mine" {
+		t.Errorf("%v, %v, %q, %q", info.Mode(), err, get(d.Enc, aclAttr), get(d.Enc, "user.note"))
+	}
+	// What the directory gives to every new file is not the old one's.
+	unix.Removexattr(d.Enc, aclAttr)
+	os.Chmod(d.Enc, 0o600)
+	if err := unix.Setxattr(d.Path, aclDefault, acl, 0); err != nil {
+		t.Fatal(err)
+	}
+	if r := rig.Run(t, rekey...); r.Code != 0 || r.Err != "" {
+		t.Fatalf("%+v", r)
+	}
+	if info, err := os.Stat(d.Enc); err != nil || info.Mode() != 0o600 || get(d.Enc, aclAttr) != unix.ENODATA.Error() {
+		t.Errorf("%v, %v, %q", info.Mode(), err, get(d.Enc, aclAttr))
 	}
 }

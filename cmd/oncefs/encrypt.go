@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -105,14 +106,20 @@ func (c *encryptCmd) Run(e *env) error {
 		}
 		return out.Flush()
 	}
-	sum, err := c.write(in, passphrase)
+	ctx, stop := untilSignal()
+	defer stop()
+	sum, err := c.write(ctx, in, passphrase)
 	if err != nil {
 		return fmt.Errorf("encrypt %s to %s: %w", c.File, c.Output, err)
 	}
 	if !c.RemovePlaintext {
 		return nil
 	}
-	if err := c.compare(passphrase, sum); err != nil {
+	err = c.compare(passphrase, sum)
+	if err == nil && ctx.Err() != nil {
+		err = errStopped
+	}
+	if err != nil {
 		return fmt.Errorf("decrypt %s for comparison: %w (%s was left as it is)", c.Output, err, c.File)
 	}
 	return plain.Remove()
@@ -201,8 +208,9 @@ func (c *encryptCmd) mayWrite() error {
 	return nil
 }
 
-// write makes the output whole or not at all, and returns the plaintext's sum.
-func (c *encryptCmd) write(in io.Reader, passphrase []byte) (hash.Hash, error) {
+// write makes the output whole or not at all, and returns the plaintext's sum. A
+// signal, too, leaves nothing of it.
+func (c *encryptCmd) write(ctx context.Context, in io.Reader, passphrase []byte) (hash.Hash, error) {
 	path := c.Output
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // replace the file, not the link to it
@@ -214,7 +222,16 @@ func (c *encryptCmd) write(in io.Reader, passphrase []byte) (hash.Hash, error) {
 	defer out.Cleanup()
 	sum := sha256.New()
 	buf := bufio.NewWriter(out)
-	if err := crypto.Encrypt(buf, io.TeeReader(in, sum), passphrase, crypto.Profile(c.Profile)); err != nil {
+	encrypted := make(chan error, 1)
+	go func() { encrypted <- crypto.Encrypt(buf, io.TeeReader(in, sum), passphrase, crypto.Profile(c.Profile)) }()
+	select {
+	case err = <-encrypted:
+	case <-ctx.Done(): // who writes to us may never end
+	}
+	if ctx.Err() != nil {
+		return nil, errStopped
+	}
+	if err != nil {
 		return nil, err
 	}
 	if err := buf.Flush(); err != nil {

@@ -22,8 +22,8 @@ type rekeyCmd struct {
 // Help is shown below the options.
 func (rekeyCmd) Help() string {
 	return `The content is decrypted into memory, encrypted to a temporary file beside FILE,
-decrypted again for comparison, synced and renamed into place, with FILE's mode and
-owner. Whatever goes wrong on the way, FILE is as it was. Copies of the old file,
+decrypted again for comparison, synced and renamed into place, with FILE's mode,
+owner, access control list and extended attributes. Whatever goes wrong on the way, FILE is as it was. Copies of the old file,
 and its other names (hard links), still open with the old passphrase: if that is
 known to others, change the secrets in it too.
 

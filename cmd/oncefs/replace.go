@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
@@ -135,12 +136,55 @@ func (t *target) replace(ctx context.Context, e *env, plain *secretmem.Buffer, p
 					return fmt.Errorf("keep its owner: %w", err)
 				}
 			}
+			if err := keepAttributes(e, t.name, int(t.file.Fd()), int(f.Fd())); err != nil {
+				return err
+			}
 		}
 		if t.file != nil && unix.Flock(int(t.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == unix.EWOULDBLOCK {
 			return fmt.Errorf("%s: %w", t.name, errChanged) // another of us is here
 		}
 		return t.unchanged()
 	})
+}
+
+// aclAttr is where a file's POSIX access control list is, acl(5).
+const aclAttr = "system.posix_acl_access"
+
+// keepAttributes gives the new file the extended attributes of the old one. Without
+// its access control list, which says who may read it, there is no new one. Others
+// are kept where they can be; what the kernel sums up of the content (security.ima
+// and evm) would be wrong of the new one.
+func keepAttributes(e *env, name string, from, to int) error {
+	// The directory's default list may have given it one, which lets others in.
+	if err := unix.Fremovexattr(to, aclAttr); err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("keep its access control list: %w", err)
+	}
+	list := make([]byte, 64<<10) // XATTR_LIST_MAX of linux/limits.h
+	n, err := unix.Flistxattr(from, list)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("keep its extended attributes: %w", err)
+	}
+	for _, attr := range strings.Split(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
+		if attr == "" || attr == "security.ima" || attr == "security.evm" {
+			continue
+		}
+		value := make([]byte, 64<<10) // XATTR_SIZE_MAX
+		n, err := unix.Fgetxattr(from, attr, value)
+		if err == nil {
+			err = unix.Fsetxattr(to, attr, value[:n], 0)
+		}
+		switch {
+		case err == nil:
+		case attr == aclAttr:
+			return fmt.Errorf("keep its access control list: %w", err)
+		default:
+			e.warn(fmt.Sprintf("%s: its extended attribute %s could not be kept: %v", name, attr, err), "")
+		}
+	}
+	return nil
 }
 
 // writeMessage writes an encrypted file whole or not at all. Nothing takes the
