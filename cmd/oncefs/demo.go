@@ -116,7 +116,7 @@ func (d *demo) run() error {
 	}
 	d.prompt("oncefs", "umount", "config")
 	d.prompt("cat", "events")
-	d.printf("%s", mount.events.String())
+	fmt.Fprint(d.out, mount.events.String())
 	return nil
 }
 
@@ -208,13 +208,13 @@ func (d *demo) mount() (*demoMount, error) {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		m.end()
-		d.printf("%s", m.events.String())
+		fmt.Fprint(d.out, m.events.String())
 		if code := m.cmd.ProcessState.ExitCode(); code > 0 {
 			return nil, statusError(code) // it has said why
 		}
 		return nil, errStopped
 	}
-	d.printf("%s", line)
+	fmt.Fprint(d.out, line)
 	return m, nil
 }
 

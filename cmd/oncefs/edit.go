@@ -162,10 +162,10 @@ func keepElsewhere(e *env, why error, ask bool, t *target, edited *secretmem.Buf
 		}
 		if tty, err := decryptor.OpenTerminal(); ask && err == nil {
 			if first {
-				fmt.Fprintf(tty, "oncefs: %v\n", why)
+				fmt.Fprintf(tty, "oncefs: %s\n", printable(why.Error()))
 			}
 			var answer string
-			answer, ask = readLine(tty, fmt.Sprintf("oncefs: encrypt what you edited to which file? [%s] ", name))
+			answer, ask = readLine(tty, fmt.Sprintf("oncefs: encrypt what you edited to which file? [%s] ", printable(name)))
 			tty.Close()
 			if answer != "" {
 				name = answer

@@ -65,7 +65,7 @@ func (s *source) close() {
 func (s *source) read(prompt string, confirm bool) ([]byte, error) {
 	if s.tty != nil {
 		defer keepTerminal(s.tty)()
-		return decryptor.Ask(s.tty, "oncefs: "+prompt, confirm)
+		return decryptor.Ask(s.tty, "oncefs: "+printable(prompt), confirm)
 	}
 	p, err := decryptor.FirstLine(s.file.File())
 	if err != nil {

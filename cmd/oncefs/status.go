@@ -94,12 +94,12 @@ func (s *statusCmd) print(e *env, st *mountStatus) {
 	e.printf("%s: %s, process %d, memory %s, sandbox %s\n", st.Path, ready, st.PID, st.Memory, list(st.Sandbox))
 	table := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	for _, f := range st.Files {
-		fmt.Fprintf(table, "%s\t%s\t%s", f.Name, units.BytesSize(float64(f.Size)), f.State)
+		fmt.Fprintf(table, "%s\t%s\t%s", printable(f.Name), units.BytesSize(float64(f.Size)), f.State)
 		if f.State == once.Sealed {
 			fmt.Fprintf(table, ", %d left to read", f.Left)
 		}
 		if f.Reader != nil {
-			fmt.Fprintf(table, "\topened %s by %s (pid %d, uid %d), %d bytes went out", f.ReadAt.Format(time.DateTime), name(f.Reader.Exe), f.Reader.PID, f.Reader.UID, f.Sent)
+			fmt.Fprintf(table, "\topened %s by %s (pid %d, uid %d), %d bytes went out", f.ReadAt.Format(time.DateTime), printable(name(f.Reader.Exe)), f.Reader.PID, f.Reader.UID, f.Sent)
 		}
 		if f.Attempts > 0 {
 			fmt.Fprintf(table, "\t%d late or refused attempts", f.Attempts)

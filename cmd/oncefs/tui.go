@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"oncefs/internal/decryptor"
 )
@@ -12,21 +15,50 @@ import (
 // tui holds every word to a person outside the event log. Errors are one line,
 // lower case, "oncefs: error: FILE: ACT: WHY"; what to do about it is a second
 // line, "oncefs: hint: …", chosen in exit.go by the kind of error. Neither ever
-// holds a byte of a secret or a passphrase.
+// holds a byte of a secret or a passphrase. Names are others' words: what would
+// command a terminal or forge a line is shown as an escape.
 type tui struct {
 	out, err io.Writer
 }
 
-func (t *tui) printf(format string, a ...any) { fmt.Fprintf(t.out, format, a...) }
+// printf prints strings and errors as printable makes them.
+func (t *tui) printf(format string, a ...any) {
+	for i := range a {
+		switch v := a[i].(type) {
+		case string:
+			a[i] = printable(v)
+		case error:
+			a[i] = printable(v.Error())
+		}
+	}
+	fmt.Fprintf(t.out, format, a...)
+}
+
+// printable is a text on one line in which everything can be seen.
+func printable(s string) string {
+	var b strings.Builder
+	for i, r := range s {
+		_, n := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && n == 1 {
+			fmt.Fprintf(&b, `\x%02x`, s[i])
+		} else if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			quoted := strconv.QuoteRune(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+	}
+	return b.String()
+}
 
 func (t *tui) warn(warning, hint string) {
-	fmt.Fprintf(t.err, "oncefs: warning: %s\n", warning)
+	fmt.Fprintf(t.err, "oncefs: warning: %s\n", printable(warning))
 	t.hint(hint)
 }
 
 func (t *tui) hint(hint string) {
 	if hint != "" {
-		fmt.Fprintf(t.err, "oncefs: hint: %s\n", hint)
+		fmt.Fprintf(t.err, "oncefs: hint: %s\n", printable(hint))
 	}
 }
 
@@ -34,7 +66,7 @@ func (t *tui) hint(hint string) {
 func (t *tui) fail(err error) int {
 	exit := exitFor(err)
 	// A joined error has several lines; a reader of logs wants one.
-	fmt.Fprintf(t.err, "oncefs: error: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+	fmt.Fprintf(t.err, "oncefs: error: %s\n", printable(strings.ReplaceAll(err.Error(), "\n", "; ")))
 	t.hint(exit.hint(err))
 	return exit.code
 }
@@ -42,7 +74,7 @@ func (t *tui) fail(err error) int {
 // failUsage tells what is wrong with a command line, and where its command is
 // explained.
 func (t *tui) failUsage(err error, command string) {
-	fmt.Fprintf(t.err, "oncefs: error: %v\n", err)
+	fmt.Fprintf(t.err, "oncefs: error: %s\n", printable(err.Error()))
 	if command == "" {
 		t.hint("oncefs --help lists the commands, oncefs COMMAND --help explains one")
 	} else {
@@ -59,7 +91,7 @@ func askYes(question string) (yes, asked bool) {
 	}
 	defer tty.Close()
 	for {
-		line, ok := readLine(tty, "oncefs: "+question+" [Y/n] ")
+		line, ok := readLine(tty, "oncefs: "+printable(question)+" [Y/n] ")
 		if !ok {
 			return false, false
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -46,6 +47,7 @@ func FirstLine(r io.Reader) ([]byte, error) {
 // Ask asks for a passphrase at the terminal, without echo; with confirm it asks
 // twice. The bytes live on the heap, see FirstLine.
 func Ask(tty *os.File, prompt string, confirm bool) ([]byte, error) {
+	defer hush(int(tty.Fd()))()
 	read := func(prompt string) ([]byte, error) {
 		io.WriteString(tty, prompt)
 		defer io.WriteString(tty, "\n")
@@ -68,6 +70,22 @@ func Ask(tty *os.File, prompt string, confirm bool) ([]byte, error) {
 		}
 	}
 	return first, nil
+}
+
+// hush turns the echo off, until the function that it returns turns it on again.
+// ReadPassword does that by itself, but only after the prompt: who types as soon as
+// that is there would see it.
+func hush(fd int) (restore func()) {
+	was, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return func() {} // ReadPassword will say so
+	}
+	quiet := *was
+	quiet.Lflag &^= unix.ECHO
+	if unix.IoctlSetTermios(fd, unix.TCSETS, &quiet) != nil {
+		return func() {}
+	}
+	return func() { unix.IoctlSetTermios(fd, unix.TCSETS, was) }
 }
 
 // ErrNoTerminal says that there is nobody to ask.
