@@ -465,6 +465,52 @@ func TestC11_Expire(t *testing.T) {
 	})
 }
 
+// The time counts from ready: a start that takes longer loses nothing.
+func TestC11_ExpireIsShorterThanTheStart(t *testing.T) {
+	over(t, func(t *testing.T, d *rig.Dir, target string) {
+		m := mountOn(t, d, target, "--expire", "1ms")
+		if e := m.WaitEvent("expiry", 1); e["limit"] != "expire" {
+			t.Errorf("expiry: %v", e)
+		}
+		if _, err := os.Lstat(d.Pass); !os.IsNotExist(err) {
+			t.Errorf("the passphrase file: %v", err)
+		}
+	})
+}
+
+// What cannot be unmounted is told by the exit status, with what is left.
+func TestC17_UnmountFails(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	m := d.MountOver()
+	syscall.Kill(child(t, m.Cmd.Process.Pid, "internal-warden"), syscall.SIGKILL)
+	r := m.Stop()
+	if r.Code != 14 || !strings.Contains(r.Err, "oncefs: error: the mount could not be taken off") || !strings.Contains(r.Err, d.Conf) || !strings.Contains(r.Err, "oncefs: hint: take it off with: oncefs umount") {
+		t.Errorf("%+v", r)
+	}
+	if r := rig.Run(t, "umount", d.Conf); r.Code != 0 || rig.Mounted(t, d.Conf) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// To ask for the status is no attempt to read, whatever stands in its way.
+func TestC20_StatusIsNoAttempt(t *testing.T) {
+	over(t, func(t *testing.T, d *rig.Dir, target string) {
+		m := mountOn(t, d, target)
+		r := rig.NewReader(t, nil)
+		r.Want("ok", "open", d.Secret())
+		for range 3 {
+			if st := rig.Run(t, "status", target, "--json"); st.Code != 90 || !strings.Contains(st.Out, `"attempts":0,`) {
+				t.Errorf("%+v", st)
+			}
+		}
+		r.Want("ok", "close")
+		m.Stop()
+		if late := m.Events("late"); len(late) != 0 {
+			t.Errorf("%v", late)
+		}
+	})
+}
+
 // To open it and not to read does not keep it; a read that has begun goes on,
 // and is the last.
 func TestC11_ExpireWhileOpen(t *testing.T) {

@@ -6,9 +6,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"oncefs/integration/rig"
 )
@@ -105,6 +107,37 @@ func TestC20_OnIntrusionExitEndsTheProgram(t *testing.T) {
 	if r.Code != 70 || r.Out != content || !strings.Contains(r.Err, `"intrusion":true`) {
 		t.Errorf("%+v", r)
 	}
+}
+
+// Also where the program's last act is the attempt, and it ends by itself.
+func TestC20_OnIntrusionExitIsNotMasked(t *testing.T) {
+	for range 5 {
+		d := rig.NewDir(t, []byte(content))
+		cmd := exec.Command(rig.Binary(t), "run", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass, "--on-intrusion", "exit",
+			"--", "sh", "-c", `cat "$0"; exec head "$0"`, d.Secret())
+		if r := rig.Exec(t, cmd); r.Code != 70 || r.Out != content {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// A command that hangs does not keep us from ending.
+func TestC20_OnIntrusionExecThatHangs(t *testing.T) {
+	d := rig.NewDir(t, []byte(content))
+	started := filepath.Join(d.Path, "started")
+	script := d.Write("alarm.sh", []byte("#!/bin/sh\necho $$ >"+started+".new; mv "+started+".new "+started+"\nread x <"+filepath.Join(d.Path, "fifo")+"\n"))
+	os.Chmod(script, 0o755)
+	syscall.Mkfifo(filepath.Join(d.Path, "fifo"), 0o600)
+	m := d.MountOver("--on-intrusion", "exec:"+script, "--reader-exe", copyOf(t, d, "cat", "app"))
+	rig.Cat(t, d.Secret())
+	var pid []byte
+	rig.WaitFor(t, "the command", func() bool { pid, _ = os.ReadFile(started); return len(pid) > 0 })
+	begun := time.Now()
+	if r := m.Stop(); r.Code != 0 || time.Since(begun) > 30*time.Second { // its minute is longer
+		t.Errorf("%+v after %v", r, time.Since(begun))
+	}
+	n, _ := strconv.Atoi(strings.TrimSpace(string(pid)))
+	syscall.Kill(n, syscall.SIGKILL)
 }
 
 // The command gets the event, and nothing else of ours.

@@ -26,6 +26,7 @@ const (
 	exitMounted     = 11
 	exitNoFUSE      = 12
 	exitMount       = 13
+	exitLeft        = 14
 	exitNoEncrypted = 20
 	exitAmbiguous   = 21
 	exitPassphrase  = 30
@@ -102,6 +103,7 @@ var (
 	errGivenUp        = errors.New("the edit was not accepted; the file is as it was")
 	errChanged        = errors.New("was changed by somebody else meanwhile; theirs is left as it is")
 	errNotReplaced    = errors.New("could not be replaced")
+	errLeft           = errors.New("the mount could not be taken off; it is there still, and dead; the memory is zeroed")
 	errMetrics        = errors.New("the counters cannot be shown")
 	errEditBundle     = errors.New("is a bundle of files, and an editor edits one")
 	errSeveral        = errors.New("others can open it, with another passphrase or a key, and could not open what would replace it")
@@ -146,7 +148,7 @@ var exits = []exit{
 			crypto.ErrNoIntegrity: "encrypt it again with a gpg that is not told otherwise, or with oncefs encrypt",
 			crypto.ErrTrailing:    "the file must hold one message and nothing else",
 		},
-		advice: "take the file from where it was made once more; nothing was mounted and the passphrase file is where it was"},
+		advice: "take the file from where it was made once more; every file here is as it was"},
 	{code: exitNotOpenPGP, meaning: "the file is not an OpenPGP message", is: []error{crypto.ErrNotOpenPGP},
 		advice: "encrypt it with oncefs encrypt, or with gpg --symmetric"},
 	{code: exitUnsupported, meaning: "the message is of a kind that is not read: a public key, another cipher, a signature",
@@ -175,7 +177,7 @@ var exits = []exit{
 		},
 		advice: "boot with secretmem.enable=1 on Linux 5.14 or later, or do without --require secretmem"},
 	{code: exitChild, meaning: "the decrypting process died", is: []error{decryptor.ErrDied},
-		advice: "was it killed for want of memory? nothing was mounted and nothing was removed"},
+		advice: "was it killed for want of memory? every file is as it was"},
 	{code: exitChanged, meaning: "edit, rekey: somebody else changed the encrypted file meanwhile; theirs is left as it is", is: []error{errChanged},
 		advice: "look at both (oncefs decrypt FILE) and bring them together"},
 	{code: exitNotReplaced, meaning: "edit, rekey: this user could not replace the encrypted file", is: []error{errNotReplaced},
@@ -214,6 +216,8 @@ var exits = []exit{
 		advice: "choose another name with -o, or overwrite it with --force"},
 	{code: exitIntrusion, meaning: "stopped by --on-intrusion exit: somebody else was refused or came late", is: []error{errIntrusion},
 		advice: "find out who it was before you serve the secret again; who may read is said with --reader-uid and --reader-exe"},
+	{code: exitLeft, meaning: "the mount could not be taken off at the end; it is there still, and dead", is: []error{errLeft},
+		advice: "take it off with: oncefs umount TARGET; a mount over a file leaves an empty file there that can be removed"},
 	{code: exitMetrics, meaning: "the counters cannot be shown where --metrics or --metrics-textfile says", is: []error{errMetrics},
 		hints:  map[error]string{metrics.ErrMissing: "install it in the same directory as oncefs; make build makes both"},
 		advice: "the address must be free and this machine's, for example 127.0.0.1:9735; the directory must be there and writable"},

@@ -23,6 +23,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 
 	"oncefs/fs"
 	"oncefs/internal/alarm"
@@ -50,7 +51,7 @@ type mountFlags struct {
 	GID            string        `name:"gid" placeholder:"GROUP" help:"Group that is shown, a number or a name. Default: of who mounts."`
 	AllowOther     bool          `help:"Let other users in, as far as --mode allows. Implied where --uid, --gid or a reader is somebody else's."`
 	Reads          int           `default:"1" help:"How often each file may be read, one after another."`
-	Expire         time.Duration `placeholder:"TIME" help:"Wipe what was not read by then, for example 10m."`
+	Expire         time.Duration `placeholder:"TIME" help:"Wipe what was not read within this time after it was ready, for example 10m."`
 	Hold           time.Duration `placeholder:"TIME" help:"The longest a reader may keep a file open after its first byte."`
 	MaxSize        size          `default:"${maxsize}" help:"The most that one file may hold, or all files of a bundle together."`
 	NoUnpack       bool          `help:"Serve NAME.tar as the one file that it is, not the files in it."`
@@ -231,14 +232,22 @@ func serve(ctx context.Context, e *env, m *mountFlags, how serving) error {
 	ev := newEvents(out, m.LogFormat)
 	defer ev.close()
 	mt := &mounting{mountFlags: m, env: e, events: ev, serving: how}
-	defer mt.close()
 	if err := mt.start(ctx); err != nil {
 		if ctx.Err() != nil {
-			return errStopped
+			err = errStopped
 		}
-		return err
+		return errors.Join(err, mt.close())
 	}
-	return mt.serve(ctx)
+	err = mt.serve(ctx)
+	closed := mt.close()
+	select {
+	case e := <-mt.tripwire.intruded: // by an attempt that was still being looked into
+		if !errors.Is(err, errIntrusion) {
+			err = intruder(mt.point.Path, e)
+		}
+	default:
+	}
+	return errors.Join(err, closed)
 }
 
 // openLog opens where events go. It is the process's until its end.
@@ -410,6 +419,7 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.removePassphrase(); err != nil {
 		return err
 	}
+	m.each(func(s *once.Secret) error { s.Begin(); return nil })
 	m.announce(herald)
 	return nil
 }
@@ -569,8 +579,12 @@ func (m *mounting) openPassphrase() error {
 
 func (m *mounting) decrypt(ctx context.Context) ([][]decryptor.Content, error) {
 	pass := decryptor.Passphrase{File: m.terminal, Terminal: true}
+	restore := func() {}
 	if m.passphrase != nil {
 		pass = decryptor.Passphrase{File: m.passphrase.File()}
+	} else if state, err := term.GetState(int(m.terminal.Fd())); err == nil {
+		// A child that is killed while it asks leaves the terminal without echo.
+		restore = func() { term.Restore(int(m.terminal.Fd()), state) }
 	}
 	var messages []decryptor.Message
 	for i, f := range m.encrypted {
@@ -584,6 +598,7 @@ func (m *mounting) decrypt(ctx context.Context) ([][]decryptor.Content, error) {
 		return unready
 	}
 	contents, err := decryptor.Decrypt(ctx, m.binary, messages, pass, int64(m.MaxSize), m.store)
+	restore()
 	var file *decryptor.FileError
 	if as[*erase.RemoveError](unready) {
 		return nil, fmt.Errorf("passphrase file: %w", unready)
@@ -781,12 +796,12 @@ func untilSignal() (context.Context, func()) {
 }
 
 // close takes everything down that start has set up: unmounts, zeroes, ends the
-// helpers. It is safe after any step.
-func (m *mounting) close() {
+// helpers. It is safe after any step. An error is what is left.
+func (m *mounting) close() (left error) {
 	if m.server != nil {
 		if err := m.warden.Release(); err != nil {
 			m.events.tell(slog.LevelError, "unmount", slog.String("error", err.Error()))
-			m.warn(err.Error(), "unmount it with: oncefs umount "+m.point.Path)
+			left = fmt.Errorf("%w: %s: %w", errLeft, m.point.Path, err)
 		}
 	}
 	for _, s := range m.secrets {
@@ -824,6 +839,7 @@ func (m *mounting) close() {
 	if m.policy != nil {
 		m.policy.Close()
 	}
+	return left
 }
 
 // mountStatus is what status tells, as JSON in an extended attribute of the

@@ -225,9 +225,11 @@ func at(path string) (*mountinfo.Info, error) {
 func ours(i *mountinfo.Info) bool { return i != nil && i.FSType == "fuse."+Subtype }
 
 // dead tells whether the daemon behind a mount is gone.
+// It asks of the filesystem and not of the file: over a file that somebody has
+// claimed, a stat would be an attempt.
 func dead(path string) bool {
-	var st unix.Stat_t
-	return unix.Lstat(path, &st) == unix.ENOTCONN
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == unix.ENOTCONN
 }
 
 // heal takes dead mounts of ours off the path, however many were stacked.

@@ -122,7 +122,7 @@ type Event struct {
 	Op         string  // the attempted act, for refusals and late attempts; the limit, for an expiry
 	Why        string  // for a refusal: what the reader lacks; "" where nobody may do it
 	Reader     *Reader // nil where nobody asked
-	Had        *Reader // for a late attempt: who had the latest claim, empty if that is not known; nil if nobody had
+	Had        *Reader // for a late attempt: who had the latest claim, empty if that is not known; nil if nobody had since it was armed
 	Sent, Size int64
 	Whole      bool
 	Left       int   // reads that are left
@@ -136,7 +136,7 @@ type Options struct {
 	// means 1.
 	Reads int
 	// Expire wipes the secret if it was not read for the last time within this
-	// long after New; 0 means never. A claim whose first byte is out by then runs
+	// long after Begin; 0 means never. A claim whose first byte is out by then runs
 	// on, and takes the secret with it; one that has none is revoked.
 	Expire time.Duration
 	// Hold wipes the secret this long after the first byte of a claim went out,
@@ -168,6 +168,7 @@ type Secret struct {
 	expire     *time.Timer
 	changed    time.Time
 	latest     *Claim    // nil before the first
+	had        *Claim    // the latest since it was sealed by New or Rearm; nil before
 	lastAt     time.Time // when it was made
 	sent       int64     // by the latest claim
 	whole      bool
@@ -189,10 +190,17 @@ type told struct {
 func New(b Bytes, opts Options) *Secret {
 	s := &Secret{opts: opts, bytes: b, size: b.Size(), left: max(1, opts.Reads), changed: time.Now()}
 	s.counts.Sealed = 1
-	if opts.Expire > 0 {
-		s.expire = time.AfterFunc(opts.Expire, s.onExpire)
-	}
 	return s
+}
+
+// Begin starts the time of Options.Expire: when whoever is to read can know that
+// there is something to be read. It is to be called once.
+func (s *Secret) Begin() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.opts.Expire > 0 && s.state != Spent {
+		s.expire = time.AfterFunc(s.opts.Expire, s.onExpire)
+	}
 }
 
 // Size is the true size in bytes, also after the spend.
@@ -304,7 +312,7 @@ func (s *Secret) Claim() (*Claim, error) {
 	c := &Claim{s: s}
 	_ = s.to(Claimed) // only Spent wipes
 	s.claim = c
-	s.latest, s.lastAt, s.sent, s.whole = c, s.changed, 0, false
+	s.latest, s.had, s.lastAt, s.sent, s.whole = c, c, s.changed, 0, false
 	s.tellOf(c, Event{Kind: Claiming})
 	return c, nil
 }
@@ -506,7 +514,7 @@ func (s *Secret) Rearm() error {
 		s.mu.Unlock()
 		return ErrSpent
 	}
-	s.left = max(1, s.opts.Reads)
+	s.left, s.had = max(1, s.opts.Reads), nil
 	return s.takeBack(Sealed, Event{Kind: Rearmed})
 }
 
@@ -568,7 +576,7 @@ func (s *Secret) Attempt(kind Kind, op, why string, pid uint32) (tell func(Reade
 	s.lately[t] = now
 	next := told{Event: Event{Kind: kind, Op: op, Why: why, Untold: s.untold}}
 	if kind == Late {
-		next.had = s.latest
+		next.had = s.had
 	}
 	s.untold = 0
 	return func(r Reader) {

@@ -302,6 +302,7 @@ func TestRestart_LimitsWipeForGood(t *testing.T) {
 			f := &fake{size: 4}
 			c.opts.Keep = true
 			s := New(f, c.opts)
+			s.Begin()
 			c.act(s)
 			time.Sleep(time.Hour)
 			synctest.Wait()
@@ -333,6 +334,7 @@ func TestC11_Expire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, r := &fake{size: 4}, &record{}
 		s := New(f, Options{Expire: time.Minute, Observe: r.observe})
+		s.Begin()
 		time.Sleep(time.Minute - time.Nanosecond)
 		synctest.Wait()
 		wantState(t, s, f, Sealed)
@@ -343,10 +345,58 @@ func TestC11_Expire(t *testing.T) {
 	})
 }
 
+// A start that takes longer than the limit is no reason to lose it.
+func TestC11_ExpireCountsFromBegin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{size: 4}
+		s := New(f, Options{Expire: time.Minute})
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		wantState(t, s, f, Sealed)
+		s.Begin()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		wantState(t, s, f, Spent)
+	})
+	// Spent before it began: there is nothing to expire.
+	r := &record{}
+	s := New(&fake{size: 4}, Options{Expire: 1, Observe: r.observe})
+	c := mustClaim(t, s)
+	deliver(c, 0, 4)
+	c.Close()
+	s.Begin()
+	r.want(t, Claiming, Delivery)
+}
+
+// Who had it in an earlier start had nothing in this one.
+func TestRestart_HadIsOfThisStart(t *testing.T) {
+	r := &record{}
+	s := New(&fake{size: 4}, Options{Keep: true, Observe: r.observe})
+	c := mustClaim(t, s)
+	deliver(c, 0, 4)
+	c.Close()
+	s.Attempt(Late, "lookup", "", 9)(cat)
+	if err := s.Rearm(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Disarm(); err != nil { // unread
+		t.Fatal(err)
+	}
+	s.Attempt(Late, "lookup", "", 10)(Reader{PID: 10})
+	r.want(t, Claiming, Delivery, Late, Rearmed, Disarmed, Late)
+	if r.events[2].Had == nil || *r.events[2].Had != cat || r.events[5].Had != nil {
+		t.Errorf("%+v", r.events)
+	}
+	if st := s.Status(); st.Reader == nil || *st.Reader != cat {
+		t.Errorf("the status forgot who read: %+v", st)
+	}
+}
+
 func TestC11_ExpireLetsAReadEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, r := &fake{size: 4}, &record{}
 		s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
+		s.Begin()
 		s.OnRevoke(func() { t.Error("revoked") })
 		c := mustClaim(t, s)
 		deliver(c, 0, 1)
@@ -369,6 +419,7 @@ func TestC11_ExpireRevokesAnUnreadClaim(t *testing.T) {
 		f, r := &fake{size: 4}, &record{}
 		revoked := 0
 		s := New(f, Options{Reads: 2, Expire: time.Minute, Observe: r.observe})
+		s.Begin()
 		s.OnRevoke(func() {
 			revoked++
 			wantState(t, s, f, Spent) // it may call back
@@ -433,6 +484,7 @@ func TestC11_NoExpiryAfterTheSpend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, r := &fake{size: 4}, &record{}
 		s := New(f, Options{Expire: time.Minute, Hold: time.Second, Observe: r.observe})
+		s.Begin()
 		c := mustClaim(t, s)
 		deliver(c, 0, 4)
 		c.Close()

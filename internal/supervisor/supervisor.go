@@ -135,8 +135,13 @@ func Run(o Options) (status int, err error) {
 		return 0, err
 	}
 	s.front.say("up")
-	defer s.end()
-	return s.run()
+	status, err = s.run()
+	s.end()
+	if err == nil {
+		// The server may have been about to end so when the command did.
+		status = s.outcome(status)
+	}
+	return status, err
 }
 
 func (s *supervisor) run() (int, error) {
@@ -214,7 +219,7 @@ func next(last, first, ran time.Duration) time.Duration {
 
 // fatal tells whether the server ended in the way that ends the command.
 func (s *supervisor) fatal() bool {
-	return s.Fatal != 0 && s.server.ended && code(s.server.status) == s.Fatal
+	return s.Fatal != 0 && s.server != nil && s.server.ended && code(s.server.status) == s.Fatal
 }
 
 // outcome is the status of Run after a command that ended with that status.
