@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"runtime"
@@ -155,24 +155,30 @@ func (o order) String() string {
 
 // deal puts the faults into the order in which they are tried while there is
 // time: one of each place, then another of each, the runtime's own last. Which
-// comes first is the seed's to say.
+// comes first is the seed's to say, and stays so when lines move.
 func deal(all []order, seed uint64) []order {
 	type ranked struct {
 		order
+		hash  uint64
 		round int
 	}
-	rng := rand.New(rand.NewPCG(seed, 0))
-	rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	taken := map[order]int{}
 	var list []ranked
 	for _, o := range all {
+		still := o
+		still.Site, _, _ = strings.Cut(o.Site, ":")
+		h := fnv.New64a()
+		fmt.Fprint(h, seed, still)
+		list = append(list, ranked{order: o, hash: h.Sum64()})
+	}
+	slices.SortStableFunc(list, func(a, b ranked) int { return cmp.Compare(a.hash, b.hash) })
+	taken := map[order]int{}
+	for i, o := range list {
 		place := order{Role: o.Role, Call: o.Call, Site: o.Site}
-		r := ranked{o, taken[place]}
+		list[i].round = taken[place]
 		if o.Site == theRuntime {
-			r.round += 3
+			list[i].round += 3
 		}
 		taken[place]++
-		list = append(list, r)
 	}
 	slices.SortStableFunc(list, func(a, b ranked) int { return cmp.Compare(a.round, b.round) })
 	for i, r := range list {

@@ -266,7 +266,7 @@ func (tr *trial) violent() bool { return tr.rep.Hit && tr.order.Kill || tr.crash
 // An act is what an error must name, beside what the kernel said.
 var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|fork/exec|` +
 	`mount|unmount|umount|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
-	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process)\b`)
+	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file)\b`)
 
 // speaks looks that a failure says what failed, in the last line that is no hint.
 func (tr *trial) speaks() {
