@@ -149,12 +149,12 @@ func (c *child) receive(ctx context.Context, fd int, parts []*arriving) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(received, io.ErrUnexpectedEOF):
-		return ErrDied
-	case received != nil:
+	case received != nil && !errors.Is(received, io.ErrUnexpectedEOF):
 		return received
 	case waited != nil:
 		return fmt.Errorf("%w: %w", ErrDied, waited)
+	case received != nil:
+		return ErrDied
 	}
 	return nil
 }

@@ -30,17 +30,17 @@ func Undump() error {
 	return nil
 }
 
-// perThread is the real-time signal by which the Go runtime has every thread make
-// a system call (sigPerThreadSyscall in its sources).
-const perThread = unix.Signal(33)
+// spare is a real-time signal that neither the Go runtime nor a C library has a use
+// for: the runtime takes it for nothing. 33, by which the runtime has every thread
+// make a system call, would be another's where a C library is linked.
+const spare = unix.Signal(64)
 
 // signalable tells whether the threads of this process can be signalled, which
 // giving something up in all of them takes. Where its user has too many signals
 // waiting (RLIMIT_SIGPENDING) they cannot; the runtime does not look, and would
-// wait for its threads for ever. A thread that was not asked to do anything takes
-// the signal for nothing.
+// wait for its threads for ever.
 func signalable() error {
-	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), perThread); err != nil {
+	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), spare); err != nil {
 		return fmt.Errorf("tgkill (RLIMIT_SIGPENDING is how many signals may wait): %w", err)
 	}
 	return nil
