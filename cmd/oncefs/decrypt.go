@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -104,7 +102,7 @@ func (c *decryptCmd) mayWrite() error {
 // writePlain makes the file whole or not at all: a signal, too, leaves nothing of
 // it.
 func writePlain(ctx context.Context, path string, plain *secretmem.Buffer) error {
-	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path)))
+	out, err := pendingFile(path, 0o600)
 	if err != nil {
 		return err
 	}

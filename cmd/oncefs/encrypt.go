@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 
 	"github.com/alecthomas/kong"
-	"github.com/google/renameio/v2"
 
 	"oncefs/crypto"
 	"oncefs/internal/bundle"
@@ -215,7 +214,13 @@ func (c *encryptCmd) write(ctx context.Context, in io.Reader, passphrase []byte)
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // replace the file, not the link to it
 	}
-	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o600), renameio.WithExistingPermissions(), renameio.WithTempDir(filepath.Dir(path)))
+	mode := os.FileMode(0o600)
+	if info, err := os.Stat(path); err == nil {
+		mode = info.Mode().Perm()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	out, err := pendingFile(path, mode)
 	if err != nil {
 		return nil, err
 	}

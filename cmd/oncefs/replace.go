@@ -187,11 +187,25 @@ func keepAttributes(e *env, name string, from, to int) error {
 	return nil
 }
 
+// pendingFile makes a temporary file beside the path, which takes its place when
+// it is whole. Its mode is not left to the library, which leaves the file behind
+// where that fails.
+func pendingFile(path string, mode os.FileMode) (*renameio.PendingFile, error) {
+	out, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)))
+	if err != nil {
+		return nil, err
+	}
+	if err := out.Chmod(mode); err != nil {
+		return nil, errors.Join(err, out.Cleanup())
+	}
+	return out, nil
+}
+
 // writeMessage writes an encrypted file whole or not at all. Nothing takes the
 // path before what was written was decrypted again and is the same, and last has
 // agreed.
 func writeMessage(ctx context.Context, e *env, path string, mode os.FileMode, plain *secretmem.Buffer, passphrase []byte, format crypto.Format, last func(*os.File) error) error {
-	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(mode), renameio.IgnoreUmask(), renameio.WithTempDir(filepath.Dir(path)))
+	out, err := pendingFile(path, mode)
 	if err != nil {
 		return err
 	}
