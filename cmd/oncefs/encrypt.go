@@ -60,7 +60,7 @@ func (c *encryptCmd) Run(e *env) error {
 		return err
 	}
 	isDir := false
-	if info, err := os.Stat(c.File); err == nil {
+	if info, err := os.Stat(c.File); err == nil && c.File != "-" {
 		isDir = info.IsDir()
 	}
 	if isDir {

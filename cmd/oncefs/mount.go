@@ -160,6 +160,9 @@ func (m *mountFlags) Validate(*kong.Context) error {
 		if err != nil {
 			return err
 		}
+		if m.unpacks(i) {
+			continue // it is not served by that name
+		}
 		if seen[name] {
 			return fmt.Errorf("--enc %s would be served as %s, like another; name them with --name", enc, name)
 		}

@@ -1,6 +1,8 @@
 package attack
 
 import (
+	"archive/tar"
+	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -383,6 +385,42 @@ func (s *scan) overAFile() {
 	s.nothing("ended")
 }
 
+// inABundle is a mount of an archive of two files, of which one is read. Nobody
+// has either of them, or what else is in the archive.
+func (s *scan) inABundle() {
+	s.t.Helper()
+	second, user := random(s.t, 10_000), randomPassphrase(s.t)[:24]
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	for _, f := range []struct {
+		name    string
+		content []byte
+	}{{"keys/first", s.content}, {"keys/second", second}} {
+		if err := w.WriteHeader(&tar.Header{Name: f.name, Typeflag: tar.TypeReg, Mode: 0o600, Size: int64(len(f.content)), Uname: user}); err != nil {
+			s.t.Fatal(err)
+		}
+		w.Write(f.content)
+	}
+	w.Close()
+	s.d.Write("secrets.yaml.enc", rig.GPG(s.t, archive.Bytes(), s.passphrase, "--symmetric", "--s2k-count", "65536"))
+	s.d.Write("pw", []byte(s.passphrase+"\n"))
+	s.ix = newIndex(part{aSecret, s.content}, part{aSecret, second}, part{aSecret, []byte(user)},
+		part{aPassphrase, []byte(s.passphrase)}, part{aCanary, []byte(s.d.Conf)})
+	m := s.slowly("--name", "certs.tar")
+	s.look("ready, a bundle", looking{still: true, files: true})
+	s.read(filepath.Join(s.d.Conf, "keys/first"), 2)
+	m.WaitEvent("delivery", 1)
+	s.look("ready, one of a bundle is spent", looking{still: true, files: true})
+	if got := rig.Cat(s.t, filepath.Join(s.d.Conf, "keys/second")); got.Out != string(second) {
+		s.t.Errorf("the second file: %d bytes", len(got.Out))
+	}
+	m.WaitEvent("delivery", 2)
+	s.look("spent", looking{still: true, files: true})
+	r := m.Stop()
+	s.nothing("ended")
+	s.said("ended", r.Out, r.Err, fmt.Sprint(m.Events("")))
+}
+
 func TestScan_NobodyElseHasIt(t *testing.T) {
 	rig.Root(t)
 	rig.Need(t, "gdb", "gdb")
@@ -411,6 +449,9 @@ func TestScan_NobodyElseHasIt(t *testing.T) {
 				s.cores()
 			}
 			s.expires(!testing.Short())
+		}
+		if size == 128<<10+1 {
+			s.inABundle()
 		}
 		if size == 4<<10 {
 			s.inBackground()
