@@ -108,6 +108,7 @@ var words = map[string]string{
 	"unix.Fsopen":                                   "oncefs/internal/private",
 	"unix.MoveMount":                                "oncefs/internal/private",
 	"go.yaml.in/yaml/v4":                            "oncefs/cmd/oncefs",
+	"github.com/vbauerster/mpb":                     "oncefs/cmd/oncefs",
 	"github.com/prometheus":                         "oncefs/cmd/oncefs-metrics",
 	"net/http":                                      "oncefs/cmd/oncefs-metrics",
 }

@@ -64,19 +64,22 @@ func newTerminal(t *testing.T, cmd *exec.Cmd) *terminal {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	go func() {
-		buf := make([]byte, 4096)
-		for {
-			n, err := ours.Read(buf)
-			if err != nil {
-				return
-			}
-			tt.mu.Lock()
-			tt.text += string(buf[:n])
-			tt.mu.Unlock()
-		}
-	}()
+	go tt.collect()
 	return tt
+}
+
+// collect gathers what the terminal shows.
+func (tt *terminal) collect() {
+	buf := make([]byte, 4096)
+	for {
+		n, err := tt.ours.Read(buf)
+		if err != nil {
+			return
+		}
+		tt.mu.Lock()
+		tt.text += string(buf[:n])
+		tt.mu.Unlock()
+	}
 }
 
 func (tt *terminal) write(text string) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -176,7 +177,7 @@ func (c *checkCmd) look(e *env, r *checked, passphrase []byte) error {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	contents, err := contentsKnowing(context.Background(), e, decryptor.Message{File: f, Bundle: r.Bundle}, passphrase, c.MaxSize)
+	contents, err := contentsKnowing(context.Background(), e, "decrypting "+filepath.Base(r.File), decryptor.Message{File: f, Bundle: r.Bundle}, passphrase, c.MaxSize)
 	if err != nil {
 		return err
 	}

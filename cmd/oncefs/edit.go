@@ -134,7 +134,7 @@ func (c *editCmd) open(e *env, t *target) (plain *secretmem.Buffer, passphrase [
 	if passphrase, err = readPassphrase(e, c.PassphraseFile, "passphrase", false); err != nil {
 		return nil, nil, format, err
 	}
-	plain, err = decryptKnowing(context.Background(), e, t.file, passphrase, c.MaxSize)
+	plain, err = decryptKnowing(context.Background(), e, "decrypting "+filepath.Base(c.File), t.file, passphrase, c.MaxSize)
 	return plain, passphrase, report.Format(), err
 }
 

@@ -100,21 +100,24 @@ func (c *encryptCmd) Run(e *env) error {
 	defer clear(passphrase)
 	if c.Output == "-" {
 		out := bufio.NewWriter(os.Stdout)
-		if err := crypto.Encrypt(out, in, passphrase, crypto.Profile(c.Profile)); err != nil {
+		read, stop := c.progress(e, in)
+		err := crypto.Encrypt(out, read, passphrase, crypto.Profile(c.Profile))
+		stop()
+		if err != nil {
 			return fmt.Errorf("encrypt %s: %w", c.File, err)
 		}
 		return out.Flush()
 	}
 	ctx, stop := untilSignal()
 	defer stop()
-	sum, err := c.write(ctx, in, passphrase)
+	sum, err := c.write(ctx, e, in, passphrase)
 	if err != nil {
 		return fmt.Errorf("encrypt %s to %s: %w", c.File, c.Output, err)
 	}
 	if !c.RemovePlaintext {
 		return nil
 	}
-	err = c.compare(passphrase, sum)
+	err = c.compare(e, passphrase, sum)
 	if err == nil && ctx.Err() != nil {
 		err = errStopped
 	}
@@ -209,7 +212,7 @@ func (c *encryptCmd) mayWrite() error {
 
 // write makes the output whole or not at all, and returns the plaintext's sum. A
 // signal, too, leaves nothing of it.
-func (c *encryptCmd) write(ctx context.Context, in io.Reader, passphrase []byte) (hash.Hash, error) {
+func (c *encryptCmd) write(ctx context.Context, e *env, in io.Reader, passphrase []byte) (hash.Hash, error) {
 	path := c.Output
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		path = real // replace the file, not the link to it
@@ -227,8 +230,12 @@ func (c *encryptCmd) write(ctx context.Context, in io.Reader, passphrase []byte)
 	defer out.Cleanup()
 	sum := sha256.New()
 	buf := bufio.NewWriter(out)
+	read, stop := c.progress(e, in)
+	defer stop()
 	encrypted := make(chan error, 1)
-	go func() { encrypted <- crypto.Encrypt(buf, io.TeeReader(in, sum), passphrase, crypto.Profile(c.Profile)) }()
+	go func() {
+		encrypted <- crypto.Encrypt(buf, io.TeeReader(read, sum), passphrase, crypto.Profile(c.Profile))
+	}()
 	select {
 	case err = <-encrypted:
 	case <-ctx.Done(): // who writes to us may never end
@@ -254,14 +261,26 @@ func (c *encryptCmd) write(ctx context.Context, in io.Reader, passphrase []byte)
 	return sum, dir.Sync()
 }
 
+// progress shows how much of the plaintext was read.
+func (c *encryptCmd) progress(e *env, in io.Reader) (_ io.Reader, stop func()) {
+	read := &counted{Reader: in}
+	var total int64
+	if f, ok := in.(*os.File); ok {
+		total = sizes([]*os.File{f})
+	}
+	return read, e.progress("encrypting "+filepath.Base(c.File), total, read.n.Load)
+}
+
 // compare reads the output back and decrypts it: a plaintext is only ever
 // removed when there is something that gives it back.
-func (c *encryptCmd) compare(passphrase []byte, want hash.Hash) error {
+func (c *encryptCmd) compare(e *env, passphrase []byte, want hash.Hash) error {
 	f, err := os.Open(c.Output)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	files := []*os.File{f}
+	defer e.progress("comparing "+filepath.Base(c.Output), sizes(files), readSoFar(files))()
 	got := sha256.New()
 	if err := crypto.Decrypt(got, f, passphrase, math.MaxInt64); err != nil {
 		return err

@@ -49,7 +49,7 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 			return readMain(args[2:], stdout, stderr)
 		}
 	}
-	ui := &tui{out: stdout, err: stderr}
+	ui := &tui{out: stdout, err: stderr, terminal: terminalOf(stderr)}
 	exited := -1
 	if ctx := parseOne(args[1:]); ctx != nil {
 		return start(ctx, ui, stdin, args)

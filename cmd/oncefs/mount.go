@@ -600,7 +600,13 @@ func (m *mounting) decrypt(ctx context.Context) ([][]decryptor.Content, error) {
 		unready = m.warden.Ready()
 		return unready
 	}
+	what := filepath.Base(m.Enc[0])
+	if len(m.Enc) > 1 {
+		what = fmt.Sprintf("%d files", len(m.Enc))
+	}
+	stop := m.progress("decrypting "+what, sizes(m.encrypted), readSoFar(m.encrypted))
 	contents, err := decryptor.Decrypt(ctx, m.binary, messages, pass, int64(m.MaxSize), m.store)
+	stop()
 	restore()
 	var file *decryptor.FileError
 	if as[*erase.RemoveError](unready) {

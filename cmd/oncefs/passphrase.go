@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -132,16 +133,17 @@ func decryptWith(e *env, f *os.File, s *source, max size) (*secretmem.Buffer, er
 	} else {
 		defer keepTerminal(s.tty)()
 	}
-	contents, err := decryptChild(context.Background(), e, decryptor.Message{File: f}, pass, max)
+	contents, err := decryptChild(context.Background(), e, "decrypting "+filepath.Base(f.Name()), decryptor.Message{File: f}, pass, max)
 	if err != nil {
 		return nil, err
 	}
 	return contents[0].Bytes, nil
 }
 
-// decryptKnowing is decryptWith where the passphrase is known here already.
-func decryptKnowing(ctx context.Context, e *env, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
-	contents, err := contentsKnowing(ctx, e, decryptor.Message{File: f}, passphrase, max)
+// decryptKnowing is decryptWith where the passphrase is known here already. what is
+// how a person is told of it.
+func decryptKnowing(ctx context.Context, e *env, what string, f *os.File, passphrase []byte, max size) (*secretmem.Buffer, error) {
+	contents, err := contentsKnowing(ctx, e, what, decryptor.Message{File: f}, passphrase, max)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +151,7 @@ func decryptKnowing(ctx context.Context, e *env, f *os.File, passphrase []byte, 
 }
 
 // contentsKnowing is decryptKnowing for a message that may be a bundle.
-func contentsKnowing(ctx context.Context, e *env, m decryptor.Message, passphrase []byte, max size) ([]decryptor.Content, error) {
+func contentsKnowing(ctx context.Context, e *env, what string, m decryptor.Message, passphrase []byte, max size) ([]decryptor.Content, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -162,15 +164,18 @@ func contentsKnowing(ctx context.Context, e *env, m decryptor.Message, passphras
 	if err = errors.Join(err, w.Close()); err != nil {
 		return nil, err
 	}
-	return decryptChild(ctx, e, m, decryptor.Passphrase{File: r}, max)
+	return decryptChild(ctx, e, what, m, decryptor.Passphrase{File: r}, max)
 }
 
-func decryptChild(ctx context.Context, e *env, m decryptor.Message, pass decryptor.Passphrase, max size) ([]decryptor.Content, error) {
+func decryptChild(ctx context.Context, e *env, what string, m decryptor.Message, pass decryptor.Passphrase, max size) ([]decryptor.Content, error) {
 	store, err := secretmem.Open(false)
 	if err != nil {
 		return nil, err
 	}
+	files := []*os.File{m.File}
+	stop := e.progress(what, sizes(files), readSoFar(files))
 	all, err := decryptor.Decrypt(ctx, e.binary, []decryptor.Message{m}, pass, int64(max), store)
+	stop()
 	var file *decryptor.FileError
 	if errors.As(err, &file) {
 		err = file.Err

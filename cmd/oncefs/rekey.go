@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 
 	"github.com/alecthomas/kong"
 
@@ -65,7 +66,7 @@ func (c *rekeyCmd) Run(e *env) error {
 		return err
 	}
 	defer clear(passphrase)
-	plain, err := decryptKnowing(context.Background(), e, t.file, passphrase, c.MaxSize)
+	plain, err := decryptKnowing(context.Background(), e, "decrypting "+filepath.Base(c.File), t.file, passphrase, c.MaxSize)
 	if err != nil {
 		return err
 	}

@@ -211,7 +211,7 @@ func writeMessage(ctx context.Context, e *env, path string, mode os.FileMode, pl
 	}
 	defer out.Cleanup()
 	buf := bufio.NewWriter(out)
-	if err := encryptBuffer(ctx, buf, plain, passphrase, format); err != nil {
+	if err := encryptBuffer(ctx, e, filepath.Base(path), buf, plain, passphrase, format); err != nil {
 		return err
 	}
 	if err := buf.Flush(); err != nil {
@@ -225,7 +225,7 @@ func writeMessage(ctx context.Context, e *env, path string, mode os.FileMode, pl
 		return err
 	}
 	defer written.Close()
-	again, err := decryptKnowing(ctx, e, written, passphrase, size(plain.Size()))
+	again, err := decryptKnowing(ctx, e, "comparing "+filepath.Base(path), written, passphrase, size(plain.Size()))
 	if err != nil {
 		return fmt.Errorf("decrypt it again for comparison: %w", err)
 	}
@@ -257,7 +257,7 @@ func syncDir(path string) error {
 
 // encryptBuffer encrypts what a buffer holds. It passes through this process's
 // ordinary memory piece by piece.
-func encryptBuffer(ctx context.Context, dst io.Writer, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
+func encryptBuffer(ctx context.Context, e *env, name string, dst io.Writer, plain *secretmem.Buffer, passphrase []byte, format crypto.Format) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -270,7 +270,10 @@ func encryptBuffer(ctx context.Context, dst io.Writer, plain *secretmem.Buffer, 
 		copied <- err
 	}()
 	defer context.AfterFunc(ctx, func() { r.Close() })()
-	err = crypto.EncryptAs(dst, r, passphrase, format)
+	read := &counted{Reader: r}
+	stop := e.progress("encrypting "+name, plain.Size(), read.n.Load)
+	err = crypto.EncryptAs(dst, read, passphrase, format)
+	stop()
 	r.Close() // ends the copy if the encryption failed
 	if copyErr := <-copied; err == nil {
 		err = copyErr

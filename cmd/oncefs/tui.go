@@ -19,6 +19,7 @@ import (
 // command a terminal or forge a line is shown as an escape.
 type tui struct {
 	out, err io.Writer
+	terminal *os.File // standard error, if a person sees it; nil if not
 }
 
 // printf prints strings and errors as printable makes them.
