@@ -418,6 +418,10 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.enclose(); err != nil {
 		return err
 	}
+	// One thread at a time from here on: a request is a few short steps of several
+	// goroutines, and to wake another processor for one takes longer than the step.
+	// Not before the check: while that waits for an answer, nobody would give it.
+	runtime.GOMAXPROCS(1)
 	// The last thing that can fail, and it leaves the file whole if it does.
 	if err := m.removePassphrase(); err != nil {
 		return err
@@ -677,9 +681,6 @@ func (m *mounting) mount(files []fs.File, dirs []fs.Dir, uid, gid uint32) error 
 	}
 	m.server = server
 	m.served = make(chan error, 1)
-	// One thread at a time: a request is a few short steps of several goroutines,
-	// and to wake another processor for one takes longer than the step.
-	runtime.GOMAXPROCS(1)
 	go func() { m.served <- server.Serve() }()
 	return nil
 }
