@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path"
 	"strconv"
 	"strings"
@@ -160,9 +161,20 @@ func (m *mountCmd) background(e *env) error {
 	args = append([]string{args[2]}, append(args[:2:2], args[3:]...)...)
 	cmd := exec.Command(e.binary, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = e.stdin, os.Stdout, os.Stderr, extra
+	// What a terminal sends, both get; the one that decrypts gives the terminal back
+	// as it was, and this one waits for that.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
+	go func() {
+		for s := range signals {
+			if s == unix.SIGTERM {
+				cmd.Process.Signal(s)
+			}
+		}
+	}()
 	theirs.Close()
 	if _, err := bufio.NewReader(ours).ReadByte(); err == nil {
 		return nil
