@@ -263,6 +263,7 @@ func encryptBuffer(ctx context.Context, e *env, name string, dst io.Writer, plai
 		return err
 	}
 	defer r.Close()
+	total := plain.Size() // now: once it is being copied this would wait for the end of that
 	copied := make(chan error, 1)
 	go func() {
 		err := plain.Copy(int(w.Fd()))
@@ -271,7 +272,7 @@ func encryptBuffer(ctx context.Context, e *env, name string, dst io.Writer, plai
 	}()
 	defer context.AfterFunc(ctx, func() { r.Close() })()
 	read := &counted{Reader: r}
-	stop := e.progress("encrypting "+name, plain.Size(), read.n.Load)
+	stop := e.progress("encrypting "+name, total, read.n.Load)
 	err = crypto.EncryptAs(dst, read, passphrase, format)
 	stop()
 	r.Close() // ends the copy if the encryption failed

@@ -133,8 +133,11 @@ func (c *child) begin(until func() error, gate *os.File) error {
 			return err
 		}
 	}
-	// Should the child have died, its pipe tells.
-	_, _ = gate.Write([]byte{goOn})
+	// Should the child have died, its pipe tells; if it lives and could not be told,
+	// it must not wait for ever.
+	if _, err := gate.Write([]byte{goOn}); err != nil {
+		gate.Close()
+	}
 	return nil
 }
 
