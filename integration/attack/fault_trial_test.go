@@ -254,9 +254,9 @@ func (tr *trial) toEnd() {
 }
 
 // crashed tells that the Go runtime of the first process, or of the one in the
-// background, gave up.
+// background, gave up. SIGPIPE is how a command ends whose output nobody reads.
 func (tr *trial) crashed() bool {
-	return tr.rep.Hit && !tr.order.Kill && (tr.rep.Ended == "exit 2" || strings.HasPrefix(tr.rep.Ended, "signal ") ||
+	return tr.rep.Hit && !tr.order.Kill && (tr.rep.Ended == "exit 2" || strings.HasPrefix(tr.rep.Ended, "signal ") && tr.rep.Ended != "signal SIGPIPE" ||
 		strings.Contains(tr.stderr, "fatal error: ") || strings.Contains(tr.stderr, "panic: "))
 }
 
@@ -266,7 +266,7 @@ func (tr *trial) violent() bool { return tr.rep.Hit && tr.order.Kill || tr.crash
 // An act is what an error must name, beside what the kernel said.
 var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|fork/exec|` +
 	`mount|unmount|umount|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
-	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file)\b`)
+	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|extended attributes|access control list|owner)\b`)
 
 // speaks looks that a failure says what failed, in the last line that is no hint.
 func (tr *trial) speaks() {
