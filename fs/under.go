@@ -182,7 +182,7 @@ func (s *Server) readUnder(r *fuse.ReadRequest, h any) {
 	switch h := h.(type) {
 	case *os.File:
 		buf := make([]byte, min(r.Size, maxRead))
-		n, err := unix.Pread(int(h.Fd()), buf, r.Offset)
+		n, err := pread(h, buf, r.Offset)
 		if err != nil {
 			r.RespondError(errno(err))
 			return
@@ -198,6 +198,19 @@ func (s *Server) readUnder(r *fuse.ReadRequest, h any) {
 	default:
 		r.RespondError(unix.EBADF)
 	}
+}
+
+// pread reads without waiting for more. The descriptor is kept for as long: whoever
+// closes the file meanwhile does not give its number to another.
+func pread(f *os.File, buf []byte, offset int64) (n int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if closed := raw.Control(func(fd uintptr) { n, err = unix.Pread(int(fd), buf, offset) }); closed != nil {
+		return 0, unix.EBADF
+	}
+	return n, err
 }
 
 func (s *Server) readlink(r *fuse.ReadlinkRequest, path string) {
