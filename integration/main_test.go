@@ -4,7 +4,9 @@ package integration
 
 import (
 	"os"
+	"os/signal"
 	"runtime"
+	"syscall"
 	"testing"
 
 	"oncefs/integration/rig"
@@ -22,6 +24,14 @@ func init() {
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "reader" {
 		os.Exit(reader(os.Args[2:]))
+	}
+	// Who runs this in the background may have it ignore what a terminal sends; then
+	// so would all that it starts, and Ctrl-C do nothing there. A signal that is
+	// caught is a child's own again.
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGQUIT} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
 	}
 	before := rig.Leftovers()
 	code := m.Run()

@@ -130,7 +130,7 @@ func TestProgressOfDecrypt(t *testing.T) {
 				if child != 0 {
 					stopped = true
 					// rekey decrypts again, for comparison: it may be that child.
-				tt.expect("ing secrets.yaml.enc [")
+					tt.expect("ing secrets.yaml.enc [")
 					tt.expect("% of ")
 					syscall.Kill(child, syscall.SIGCONT)
 				}

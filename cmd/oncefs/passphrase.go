@@ -85,7 +85,11 @@ func keepTerminal(tty *os.File) (release func()) {
 		return func() {}
 	}
 	signals, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
+	for _, s := range []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT} {
+		if !signal.Ignored(s) { // one that is (nohup) ends nobody
+			signal.Notify(signals, s)
+		}
+	}
 	go func() {
 		select {
 		case <-done:

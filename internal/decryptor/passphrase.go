@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 )
 
 // maxPassphrase is what gpg reads at most as a passphrase's line.
@@ -47,23 +46,24 @@ func FirstLine(r io.Reader) ([]byte, error) {
 // Ask asks for a passphrase at the terminal, without echo; with confirm it asks
 // twice. The bytes live on the heap, see FirstLine.
 func Ask(tty *os.File, prompt string, confirm bool) ([]byte, error) {
-	defer hush(int(tty.Fd()))()
-	read := func(prompt string) ([]byte, error) {
-		io.WriteString(tty, prompt)
-		defer io.WriteString(tty, "\n")
-		return term.ReadPassword(int(tty.Fd()))
-	}
-	first, err := read(prompt + ": ")
+	restore, err := hush(int(tty.Fd()))
 	if err != nil {
 		return nil, ErrUnread
 	}
-	if len(first) == 0 {
-		return nil, ErrEmpty
+	defer restore()
+	read := func(prompt string) ([]byte, error) {
+		io.WriteString(tty, prompt)
+		defer io.WriteString(tty, "\n")
+		return FirstLine(tty)
+	}
+	first, err := read(prompt + ": ")
+	if err != nil {
+		return nil, err
 	}
 	if confirm {
 		second, err := read(prompt + " again: ")
-		if err != nil {
-			return nil, ErrUnread
+		if errors.Is(err, ErrUnread) {
+			return nil, err
 		}
 		if !bytes.Equal(first, second) {
 			return nil, ErrMismatch
@@ -72,20 +72,22 @@ func Ask(tty *os.File, prompt string, confirm bool) ([]byte, error) {
 	return first, nil
 }
 
-// hush turns the echo off, until the function that it returns turns it on again.
-// ReadPassword does that by itself, but only after the prompt: who types as soon as
-// that is there would see it.
-func hush(fd int) (restore func()) {
+// hush turns the echo off, until the function that it returns turns it on again. It
+// is off before the prompt is there, for who types as soon as it is; and nothing is
+// set after that, so that a signal that gives the terminal back is the last to.
+func hush(fd int) (restore func(), err error) {
 	was, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return func() {} // ReadPassword will say so
+		return nil, err
 	}
 	quiet := *was
+	quiet.Iflag |= unix.ICRNL
 	quiet.Lflag &^= unix.ECHO
-	if unix.IoctlSetTermios(fd, unix.TCSETS, &quiet) != nil {
-		return func() {}
+	quiet.Lflag |= unix.ICANON | unix.ISIG
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &quiet); err != nil {
+		return nil, err
 	}
-	return func() { unix.IoctlSetTermios(fd, unix.TCSETS, was) }
+	return func() { unix.IoctlSetTermios(fd, unix.TCSETS, was) }, nil
 }
 
 // ErrNoTerminal says that there is nobody to ask.
