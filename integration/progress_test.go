@@ -117,7 +117,9 @@ func TestProgressOfDecrypt(t *testing.T) {
 						return true
 					default:
 					}
-					if child = rig.Child(cmd.Process.Pid, "internal-decryptor"); child == 0 {
+					// The one that reads its passphrase from a file, not the one that
+					// only looks what the message is.
+					if child = rig.Child(cmd.Process.Pid, "file"); child == 0 {
 						return name == "mount" && rig.Mounted(t, d.Conf)
 					}
 					syscall.Kill(child, syscall.SIGSTOP)
