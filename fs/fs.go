@@ -284,10 +284,10 @@ func (s *Server) loop() (stopped bool, _ error) {
 			return true, nil
 		case err == nil:
 			s.dispatch(req)
-		case err == io.EOF: // unmounted
+		case err == io.EOF, errors.Is(err, unix.ECONNABORTED):
+			// Unmounted; ECONNABORTED is the same between the taking of a request and
+			// its copying (fuse_dev_do_read in fs/fuse/dev.c).
 			return false, nil
-		case errors.Is(err, unix.ECONNABORTED):
-			return false, fmt.Errorf("the FUSE connection was aborted: %w", err)
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT):
 			// Interrupted, or the request was withdrawn: there may be others.
 		default:

@@ -304,7 +304,7 @@ func TestFaults(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	most := 600
+	most := 300
 	if s := os.Getenv("ONCEFS_FAULTS"); s != "" {
 		if most, err = strconv.Atoi(s); err != nil {
 			t.Fatal(err)
