@@ -33,14 +33,5 @@ func TestMain(m *testing.M) {
 			signal.Notify(make(chan os.Signal, 1), s)
 		}
 	}
-	before := rig.Leftovers()
-	code := m.Run()
-	if left := rig.NewLeftovers(before); len(left) > 0 && code == 0 {
-		for _, l := range left {
-			println("left behind:", l)
-		}
-		code = 1
-	}
-	rig.RemoveBinary()
-	os.Exit(code)
+	os.Exit(rig.Main(m))
 }

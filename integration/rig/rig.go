@@ -480,9 +480,24 @@ func Leftovers() []string {
 	return append(all, dirs...)
 }
 
-// NewLeftovers lists what there is now and was not before. Processes that are
+// Main runs the tests of a package and returns its exit status, which is not 0 if
+// they left something behind.
+func Main(m *testing.M) int {
+	before := Leftovers()
+	code := m.Run()
+	if left := newLeftovers(before); len(left) > 0 && code == 0 {
+		for _, l := range left {
+			println("left behind:", l)
+		}
+		code = 1
+	}
+	RemoveBinary()
+	return code
+}
+
+// newLeftovers lists what there is now and was not before. Processes that are
 // about to end are given the time to.
-func NewLeftovers(before []string) []string {
+func newLeftovers(before []string) []string {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		var left []string
