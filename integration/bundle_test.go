@@ -203,8 +203,8 @@ func TestC13_ABundleOverFiles(t *testing.T) {
 			t.Errorf("%s a second time: %q, want %q", name, got.Out, want)
 		}
 	}
-	warned := m.Events("plaintext-underneath")
-	if len(warned) == 0 || !slices.ContainsFunc(warned, func(e rig.Event) bool { return e["path"] == at("tls/key.pem") }) {
+	m.WaitEvent("plaintext-underneath", 1)
+	if warned := m.Events("plaintext-underneath"); !slices.ContainsFunc(warned, func(e rig.Event) bool { return e["path"] == at("tls/key.pem") }) {
 		t.Errorf("the old key is on the disk, and nobody says so: %v", warned)
 	}
 	if r := m.Stop(); r.Code != 0 {

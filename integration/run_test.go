@@ -494,10 +494,10 @@ func TestRestart_OthersGetNothing(t *testing.T) {
 	inside.Want("secrets.yaml", "list", d.Conf)
 	outside := rig.NewReader(t, nil)
 	outside.Want("EACCES", "open", d.Secret())
-	b, _ := os.ReadFile(log)
-	if !strings.Contains(string(b), `"refusal"`) || !strings.Contains(string(b), "it is not a process of the command") {
-		t.Errorf("the refusal is not in the log: %s", b)
-	}
+	rig.WaitFor(t, "the refusal in the log", func() bool {
+		b, _ := os.ReadFile(log)
+		return strings.Contains(string(b), `"refusal"`) && strings.Contains(string(b), "it is not a process of the command")
+	})
 	// It ends by a signal, unread.
 	command := child(t, child(t, inside.Cmd.Process.Pid, "--role=supervisor"), "reader")
 	syscall.Kill(command, syscall.SIGKILL)
