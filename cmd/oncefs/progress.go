@@ -80,24 +80,27 @@ func (p *progress) show() {
 			case shown == nil && (now.Sub(began) < progressAfter || !foreground()):
 				continue
 			case shown == nil:
-				shown, bar = p.draw()
+				shown, bar = p.draw(began)
 			}
 			bar.SetCurrent(done)
 		}
 	}
 }
 
-func (p *progress) draw() (*mpb.Progress, *mpb.Bar) {
+// draw also shows for how long: a key takes its time to derive, while no byte is
+// read.
+func (p *progress) draw(began time.Time) (*mpb.Progress, *mpb.Bar) {
+	elapsed := func() time.Duration { return time.Since(began).Truncate(time.Second) }
 	shown := mpb.New(mpb.WithOutput(p.out), mpb.WithWidth(30), mpb.WithRefreshRate(progressAfter/5))
 	before := mpb.PrependDecorators(decor.Name(short(p.what) + " "))
 	if p.total <= 0 {
 		return shown, shown.New(0, mpb.SpinnerStyle(), before, mpb.BarFillerTrim(), mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
-			return " " + units.BytesSize(float64(s.Current))
+			return fmt.Sprintf(" %s, %s", units.BytesSize(float64(s.Current)), elapsed())
 		})))
 	}
 	// Dropped at its end by us, not when it is full: what follows may take as long.
 	bar := shown.New(p.total+1, mpb.BarStyle(), before, mpb.BarFillerTrim(), mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string {
-		return fmt.Sprintf(" %d%% of %s", 100*s.Current/s.Total, units.BytesSize(float64(p.total)))
+		return fmt.Sprintf(" %d%% of %s, %s", 100*s.Current/s.Total, units.BytesSize(float64(p.total)), elapsed())
 	})))
 	return shown, bar
 }
