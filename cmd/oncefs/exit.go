@@ -126,7 +126,7 @@ var exits = []exit{
 		},
 		advice: "make its directory writable for this user, or keep the file with --keep-passphrase"},
 	{code: exitNoEncrypted, meaning: "there is no encrypted file", is: []error{errNoEncrypted},
-		advice: "make one with: oncefs encrypt secrets.yaml (or wait for it with --wait)"},
+		advice: "make one with: oncefs encrypt secrets.yaml (mount and run can wait for it: --wait)"},
 	{code: exitAmbiguous, meaning: "a relative --enc names two files that differ", is: []error{errAmbiguous},
 		advice: "name one of them by its absolute path"},
 	{code: exitPassphrase, meaning: "there is no passphrase, or it cannot be used",
