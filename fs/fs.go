@@ -279,9 +279,15 @@ func (s *Server) loop() (stopped bool, _ error) {
 			req, err = s.readRequest()
 			return !errors.Is(err, unix.EAGAIN)
 		})
-		switch {
-		case ended != nil:
+		if errors.Is(ended, os.ErrDeadlineExceeded) {
 			return true, nil
+		}
+		if ended != nil {
+			// The runtime saw the connection end while it was not waited on, and does not
+			// wait any more: the answer is the end's.
+			req, err = s.readRequest()
+		}
+		switch {
 		case err == nil:
 			s.dispatch(req)
 		case err == io.EOF, errors.Is(err, unix.ECONNABORTED):
