@@ -206,3 +206,18 @@ func TestEdit_DiskFull(t *testing.T) {
 		t.Errorf("left behind: %v", list)
 	}
 }
+
+// TestEdit_NoPrivatePlace: where no namespace can be had it says so before it asks
+// for anything.
+func TestEdit_NoPrivatePlace(t *testing.T) {
+	if out, err := exec.Command("unshare", "-Ur", "sh", "-c", "echo 0 >/proc/sys/user/max_pid_namespaces").CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: no user namespace to be poor in: %v %s", err, out)
+	}
+	d := rig.NewDir(t, []byte("password: hunter2\n"))
+	cmd := exec.Command("unshare", "-Ur", "sh", "-c", `echo 0 >/proc/sys/user/max_pid_namespaces && exec "$@"`, "sh",
+		rig.Binary(t), "edit", d.Enc, "--passphrase-file", d.Pass)
+	cmd.Env = append(os.Environ(), "VISUAL=", "EDITOR=true")
+	if got := rig.Exec(t, cmd); got.Code != 53 || !strings.Contains(got.Err, "oncefs: error: there can be no private place") {
+		t.Errorf("%+v", got)
+	}
+}

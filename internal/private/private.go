@@ -39,8 +39,11 @@ func Start(build func() *exec.Cmd) (*exec.Cmd, error) {
 	cmd := build()
 	cmd.SysProcAttr = attr
 	err := cmd.Start()
-	if err == nil || !errors.Is(err, unix.EPERM) {
-		return cmd, unavailable(err)
+	if err == nil {
+		return cmd, nil
+	}
+	if !errors.Is(err, unix.EPERM) {
+		return nil, unavailable(err)
 	}
 	uid, gid := os.Geteuid(), os.Getegid()
 	attr.Cloneflags |= unix.CLONE_NEWUSER
@@ -50,13 +53,13 @@ func Start(build func() *exec.Cmd) (*exec.Cmd, error) {
 	attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN}
 	cmd = build()
 	cmd.SysProcAttr = attr
-	return cmd, unavailable(cmd.Start())
+	if err := cmd.Start(); err != nil {
+		return nil, unavailable(err)
+	}
+	return cmd, nil
 }
 
 func unavailable(err error) error {
-	if err == nil {
-		return nil
-	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -64,6 +65,9 @@ func (f *Front) Run() (status int, err error) {
 	}
 	tty, _ := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
 	sup, err := f.start(reap)
+	if early := (*died)(nil); errors.As(err, &early) && early.status.Exited() && early.status.ExitStatus() != 0 {
+		return early.status.ExitStatus(), nil // it has said why
+	}
 	if err != nil {
 		return 0, err
 	}
@@ -159,15 +163,17 @@ func (f *Front) start(reap *reaper) (*child, error) {
 			why = append(why, no)
 			continue
 		}
-		return nil, &Died{code(sup.status)}
+		return nil, &died{sup.status}
 	}
 	return nil, &NotPrivateError{strings.Join(why, "; ")}
 }
 
-// A Died is a process of ours that ended before its time, and has said why.
-type Died struct{ Status int }
+// A died is a supervisor that ended before it was up.
+type died struct{ status unix.WaitStatus }
 
-func (d *Died) Error() string { return fmt.Sprintf("the supervisor ended with status %d", d.Status) }
+func (d *died) Error() string {
+	return fmt.Sprintf("the supervisor ended before it was up: status %d", code(d.status))
+}
 
 // fromTerminal tells whether a signal is one that a terminal sends to all of its
 // foreground process group, and that group is ours.
