@@ -31,6 +31,7 @@ type scan struct {
 	passphrase string
 	ix         *index
 	since      time.Time
+	counted    bool // what shows the counters was told of the mount
 	table      *scanTable
 }
 
@@ -86,7 +87,8 @@ func (s *scan) look(state string, l looking) {
 		for _, k := range looks {
 			// The helper is another program, and the decryptor need not know
 			// where the mount goes.
-			if (p.role == "daemon" || p.role == "warden") && k.failed == "" && k.found.of(aCanary) == 0 {
+			knows := p.role == "daemon" || p.role == "warden" || p.role == "publisher" && s.counted
+			if knows && k.failed == "" && k.found.of(aCanary) == 0 {
 				k.failed = "it did not see the canary, so it would not see a secret"
 			}
 			s.judge(state, p.role, k)
@@ -300,7 +302,14 @@ func (s *scan) run(full bool) {
 	s.t.Helper()
 	all := looking{still: true, files: true}
 	s.failedStarts()
-	m := s.slowly()
+	counters := filepath.Join(s.d.Path, "counters")
+	os.Mkdir(counters, 0o700)
+	m := s.slowly("--metrics", "127.0.0.1:0", "--metrics-textfile", counters)
+	rig.WaitFor(s.t, "the counters", func() bool {
+		shown, _ := filepath.Glob(filepath.Join(counters, "*.prom"))
+		return len(shown) == 1
+	})
+	s.counted = true
 	s.look("ready", all)
 	parts := 4
 	if full {
@@ -313,7 +322,11 @@ func (s *scan) run(full bool) {
 		s.t.Errorf("a second reader: %d bytes, exit %d", len(got.Out), got.Code)
 	}
 	m.WaitEvent("late", 1)
+	if !slices.ContainsFunc(processes(s.t, s.bin), func(p process) bool { return p.role == "publisher" }) {
+		s.t.Error("what shows the counters was not there to be looked at")
+	}
 	r := m.Stop()
+	s.counted = false
 	s.nothing("ended")
 	s.said("ended", r.Out, r.Err, fmt.Sprint(m.Events("")))
 	s.files("ended", "")
@@ -474,24 +487,31 @@ func TestScan_NobodyElseHasIt(t *testing.T) {
 	t.Logf("states × methods × hits\n%s", table)
 }
 
-// copyOf gives the program a path that no other process runs.
+// copyOf gives the program a path that no other process runs, with what shows its
+// counters beside it.
 func copyOf(t testing.TB, program string) string {
 	t.Helper()
-	in, err := os.Open(program)
-	if err != nil {
-		t.Fatal(err)
+	dir := tempDir(t, "")
+	for _, name := range []string{"oncefs", publisherName} {
+		from := program
+		if name == publisherName {
+			from = filepath.Join(filepath.Dir(program), name)
+		}
+		in, err := os.Open(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		out, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY, 0o755)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		if _, err := io.Copy(out, in); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer in.Close()
-	path := filepath.Join(tempDir(t, ""), "oncefs")
-	out, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if _, err := io.Copy(out, in); err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return filepath.Join(dir, "oncefs")
 }
 
 // Of a file that was read through a mapping no page stays in the page cache.
