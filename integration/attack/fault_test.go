@@ -93,6 +93,9 @@ var exclusions = []exclusion{
 		func(o order) bool {
 			return o.Call == "tgkill" && !o.Kill && !strings.Contains(o.Site, "sandbox.signalable")
 		}},
+	{"a fault in a program that is not ours: the editor, the command, cat",
+		"what fails there is its own affair; that it fails or is killed has tests of its own",
+		func(o order) bool { return o.Site == "" }},
 }
 
 // orders are all faults of a scenario: for each call that a run without faults
@@ -142,6 +145,9 @@ func (f *faults) orders() (all []order) {
 	return all
 }
 
+// place is a line of a process's source, and the call that it makes.
+func (o order) place() order { return order{Role: o.Role, Call: o.Call, Site: o.Site} }
+
 func (o order) fault() string {
 	if o.Kill {
 		return "SIGKILL"
@@ -156,7 +162,9 @@ func (o order) String() string {
 // deal puts the faults into the order in which they are tried while there is
 // time: one of each place, then another of each, the runtime's own last. Which
 // comes first is the seed's to say, and stays so when lines move.
-func deal(all []order, seed uint64) []order {
+//
+// A place of which another scenario has tried one comes later.
+func deal(all []order, seed uint64, tried map[order]bool) []order {
 	type ranked struct {
 		order
 		hash  uint64
@@ -173,12 +181,14 @@ func deal(all []order, seed uint64) []order {
 	slices.SortStableFunc(list, func(a, b ranked) int { return cmp.Compare(a.hash, b.hash) })
 	taken := map[order]int{}
 	for i, o := range list {
-		place := order{Role: o.Role, Call: o.Call, Site: o.Site}
-		list[i].round = taken[place]
+		list[i].round = taken[o.place()]
+		if tried[o.place()] {
+			list[i].round++
+		}
 		if o.Site == theRuntime {
 			list[i].round += 3
 		}
-		taken[place]++
+		taken[o.place()]++
 	}
 	slices.SortStableFunc(list, func(a, b ranked) int { return cmp.Compare(a.round, b.round) })
 	for i, r := range list {
@@ -196,6 +206,9 @@ func (f *faults) attempt(orders []order, limit time.Duration) (all []*trial) {
 		wg.Go(func() {
 			for o := range queue {
 				tr := f.try(o)
+				for _, w := range tr.wrong {
+					f.t.Errorf("%s: %s: %s\n\twhere %s\n\tended %s, ready %v\n\tsaid %s", f.name, tr.order, w, tr.rep.Where, tr.rep.Ended, tr.ready, strings.TrimSpace(tr.stderr))
+				}
 				mu.Lock()
 				all = append(all, tr)
 				mu.Unlock()
@@ -212,11 +225,6 @@ func (f *faults) attempt(orders []order, limit time.Duration) (all []*trial) {
 	close(queue)
 	wg.Wait()
 	ended(f.t, f.bin)
-	for _, tr := range all {
-		for _, w := range tr.wrong {
-			f.t.Errorf("%s: %s: %s\n\twhere %s\n\tended %s, ready %v\n\tsaid %s", f.name, tr.order, w, tr.rep.Where, tr.rep.Ended, tr.ready, strings.TrimSpace(tr.stderr))
-		}
-	}
 	return all
 }
 
@@ -269,7 +277,7 @@ func faultTable(all []*trial) string {
 func places(orders []order) int {
 	seen := map[order]bool{}
 	for _, o := range orders {
-		seen[order{Role: o.Role, Call: o.Call, Site: o.Site}] = true
+		seen[o.place()] = true
 	}
 	return len(seen)
 }
@@ -313,6 +321,7 @@ func TestFaults(t *testing.T) {
 	t.Logf("seed %d, at most %d faults in %s (others with ONCEFS_SEED=N, ONCEFS_FAULTS=N, ONCEFS_FAULT_TIME=TIME)", seed, most, limit)
 	var all []*trial
 	var summary strings.Builder
+	tried := map[order]bool{}
 	excluded := make([]int, len(exclusions))
 	for _, s := range scenarios {
 		if testing.Short() && !s.short {
@@ -330,9 +339,12 @@ func TestFaults(t *testing.T) {
 				return i >= 0
 			})
 			n, at := len(orders), places(orders)
-			orders = deal(orders, seed)
+			orders = deal(orders, seed, tried)
 			done := f.attempt(orders[:min(n, most*s.share/100)], limit*time.Duration(s.share)/100)
 			all = append(all, done...)
+			for _, tr := range done {
+				tried[tr.order.place()] = true
+			}
 			fmt.Fprintf(&summary, "%s: %d of %d faults, at %d places, in %s\n", s.name, len(done), n, at, time.Since(begin).Round(time.Second))
 		})
 	}

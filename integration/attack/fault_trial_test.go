@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"archive/tar"
 	"bufio"
 	"bytes"
 	"encoding/json"
@@ -33,28 +34,43 @@ type scenario struct {
 	// that all holds that must.
 	run func(*trial)
 	// code is the exit status where nothing goes wrong.
-	code  int
-	short bool // it is part of the short form
+	code   int
+	bundle bool // what is mounted is a bundle of two files
+	short  bool // it is part of the short form
 	// share of the time that all scenarios have together, in hundredths.
 	share int
 }
 
 func mountArguments(tr *trial) []string {
-	return []string{"mount", tr.target, "--enc", tr.path("secrets.yaml.enc"), "--passphrase-file", tr.path("pw")}
+	return []string{"mount", tr.target, "--enc", tr.path(tr.enc), "--passphrase-file", tr.path("pw")}
 }
 
 var scenarios = []*scenario{
-	{name: "mount over a directory", arguments: mountArguments, run: (*trial).mount, short: true, share: 30},
-	{name: "mount over a file", arguments: mountArguments, run: (*trial).mountOverFile, short: true, share: 25},
-	{name: "mount in the background", arguments: func(tr *trial) []string { return append(mountArguments(tr), "--background") }, run: (*trial).mount, share: 10},
-	{name: "wrong passphrase", arguments: mountArguments, run: (*trial).wrongPassphrase, code: 31, share: 8},
+	{name: "mount over a directory", arguments: mountArguments, run: (*trial).mount, short: true, share: 22},
+	{name: "mount over a file", arguments: mountArguments, run: (*trial).mountOverFile, short: true, share: 16},
+	{name: "mount in the background", arguments: func(tr *trial) []string { return append(mountArguments(tr), "--background") }, run: (*trial).mount, share: 6},
+	{name: "a bundle", arguments: mountArguments, run: (*trial).mount, bundle: true, share: 4},
+	{name: "an intrusion ends it", arguments: func(tr *trial) []string { return append(mountArguments(tr), "--on-intrusion", "exit") }, run: (*trial).mountIntruded, code: 70, share: 4},
+	{name: "an intrusion starts a command", arguments: func(tr *trial) []string {
+		return append(mountArguments(tr), "--on-intrusion", "exec:"+tr.path("tmp/command"))
+	}, run: (*trial).mountAlarmed, share: 6},
+	{name: "wrong passphrase", arguments: mountArguments, run: (*trial).wrongPassphrase, code: 31, share: 4},
+	{name: "run", arguments: func(tr *trial) []string {
+		return append(append([]string{"run"}, mountArguments(tr)[1:]...), "--", "cat", tr.secret())
+	}, run: (*trial).command, short: true, share: 12},
 	{name: "encrypt", arguments: func(tr *trial) []string {
 		return []string{"encrypt", tr.path("secrets.yaml"), "--passphrase-file", tr.path("pw"), "--remove-plaintext"}
-	}, run: (*trial).encrypt, short: true, share: 9},
+	}, run: (*trial).encrypt, short: true, share: 6},
+	{name: "encrypt a bundle", arguments: func(tr *trial) []string {
+		return []string{"encrypt", tr.path("plain"), "--passphrase-file", tr.path("pw")}
+	}, run: (*trial).encryptBundle, share: 4},
 	{name: "rekey", arguments: func(tr *trial) []string {
-		return []string{"rekey", tr.path("secrets.yaml.enc"), "--passphrase-file", tr.path("pw"), "--new-passphrase-file", tr.path("new")}
-	}, run: (*trial).rekey, share: 12},
-	{name: "umount", arguments: func(tr *trial) []string { return []string{"umount", tr.target} }, run: (*trial).umount, short: true, share: 6},
+		return []string{"rekey", tr.path(tr.enc), "--passphrase-file", tr.path("pw"), "--new-passphrase-file", tr.path("new")}
+	}, run: (*trial).rekey, share: 6},
+	{name: "edit", arguments: func(tr *trial) []string {
+		return []string{"edit", tr.path("binary.enc"), "--passphrase-file", tr.path("pw")}
+	}, run: (*trial).edit, short: true, share: 8},
+	{name: "umount", arguments: func(tr *trial) []string { return []string{"umount", tr.target} }, run: (*trial).umount, short: true, share: 2},
 }
 
 // faults is what all trials of one scenario share.
@@ -64,8 +80,10 @@ type faults struct {
 	bin        string
 	base       string // directory of all trials
 	content    []byte
+	second     []byte // of the second file in a bundle
 	passphrase string
 	other      string // another passphrase
+	enc        string // name of the encrypted file
 	encrypted  []byte
 	older      []byte // another message, that was there before
 	ix         *index
@@ -73,11 +91,42 @@ type faults struct {
 
 func newFaults(t testing.TB, s *scenario) *faults {
 	t.Helper()
-	f := &faults{scenario: s, t: t, bin: copyOf(t, rig.Binary(t)), base: tempDir(t, ""), content: random(t, 150_000), passphrase: randomPassphrase(t), other: randomPassphrase(t)}
-	f.encrypted = rig.GPG(t, f.content, f.passphrase, "--symmetric", "--s2k-count", "65536")
+	f := &faults{scenario: s, t: t, bin: copyOf(t, rig.Binary(t)), base: tempDir(t, ""), content: random(t, 150_000), second: random(t, 5_000),
+		passphrase: randomPassphrase(t), other: randomPassphrase(t), enc: "secrets.yaml.enc"}
+	message := f.content
+	if s.bundle {
+		f.enc, message = "secrets.tar.enc", f.archive(t)
+	}
+	f.encrypted = rig.GPG(t, message, f.passphrase, "--symmetric", "--s2k-count", "65536")
 	f.older = rig.GPG(t, []byte("older"), f.passphrase, "--symmetric", "--s2k-count", "65536")
-	f.ix = newIndex(part{aSecret, f.content}, part{aPassphrase, []byte(f.passphrase)}, part{aPassphrase, []byte(f.other)})
+	f.ix = newIndex(part{aSecret, f.content}, part{aSecret, f.second}, part{aPassphrase, []byte(f.passphrase)}, part{aPassphrase, []byte(f.other)})
 	return f
+}
+
+// secondName is the second file in a bundle.
+const secondName = "keys/second"
+
+// archive is the bundle.
+func (f *faults) archive(t testing.TB) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, file := range f.inBundle() {
+		err := w.WriteHeader(&tar.Header{Name: file.name, Mode: 0o400, Size: int64(len(file.bytes)), Format: tar.FormatUSTAR})
+		if err == nil {
+			_, err = w.Write(file.bytes)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func (f *faults) inBundle() []part {
+	return []part{{"secrets.yaml", f.content}, {secondName, f.second}}
 }
 
 // A trial is one run with one fault.
@@ -88,9 +137,14 @@ type trial struct {
 	target string // what is mounted over
 	rep    report
 
+	private   bool                        // the mount is in a namespace of its own
+	byItself  bool                        // it ends when it was read
+	afterRead func(ended <-chan struct{}) // what happens then, or nil
+
 	mu     sync.Mutex // guards stdout and stderr while they are written
 	stdout string
 	stderr string
+	told   chan struct{} // closed when it said that no command was started
 	code   int
 	ready  bool     // it said so
 	failed bool     // a reader was told that something is wrong
@@ -149,7 +203,7 @@ func (f *faults) try(o order) *trial {
 	os.Mkdir(tr.path("tmp"), 0o755)
 	tr.write("pw", f.passphrase+"\n")
 	tr.write("config/other", "other")
-	tr.write("secrets.yaml.enc", string(f.encrypted))
+	tr.write(f.enc, string(f.encrypted))
 	f.run(tr)
 	tr.nothingSaid()
 	tr.search()
@@ -173,7 +227,7 @@ func (tr *trial) write(name, content string) {
 func (tr *trial) start(cmd *exec.Cmd) (ready, ended <-chan struct{}) {
 	said, end := make(chan struct{}), make(chan struct{})
 	cmd.Dir = tr.dir
-	cmd.Env = append(os.Environ(), "TMPDIR="+tr.path("tmp"))
+	cmd.Env = append(os.Environ(), "TMPDIR="+tr.path("tmp"), "VISUAL=", `EDITOR=sh -c 'echo changed >>"$1" && echo edited' sh`)
 	out, err1 := cmd.StdoutPipe()
 	errs, err2 := cmd.StderrPipe()
 	if err := errors.Join(err1, err2); err != nil {
@@ -184,7 +238,8 @@ func (tr *trial) start(cmd *exec.Cmd) (ready, ended <-chan struct{}) {
 		close(end)
 		return said, end
 	}
-	isReady := sync.OnceFunc(func() { close(said) })
+	tr.told = make(chan struct{})
+	isReady, noCommand := sync.OnceFunc(func() { close(said) }), sync.OnceFunc(func() { close(tr.told) })
 	var both sync.WaitGroup
 	collect := func(r io.Reader, to *string, sign string) {
 		both.Go(func() {
@@ -195,6 +250,9 @@ func (tr *trial) start(cmd *exec.Cmd) (ready, ended <-chan struct{}) {
 				tr.mu.Unlock()
 				if strings.Contains(line, sign) {
 					isReady()
+				}
+				if strings.Contains(line, `"msg":"intrusion-command"`) {
+					noCommand()
 				}
 				if err != nil {
 					return
@@ -216,7 +274,9 @@ func (tr *trial) start(cmd *exec.Cmd) (ready, ended <-chan struct{}) {
 func (tr *trial) injected() *exec.Cmd {
 	text, _ := json.Marshal(tr.order)
 	exe, _ := os.Executable()
-	return exec.Command(exe, append([]string{"fault", tr.dir + ".report", string(text), "--", tr.bin}, tr.arguments(tr)...)...)
+	cmd := exec.Command(exe, append([]string{"fault", tr.dir + ".report", string(text), "--", tr.bin}, tr.arguments(tr)...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // no terminal: there is nobody to be asked
+	return cmd
 }
 
 // wait waits for the end; a program that does not end is ended, and that is a
@@ -266,7 +326,7 @@ func (tr *trial) violent() bool { return tr.rep.Hit && tr.order.Kill || tr.crash
 // An act is what an error must name, beside what the kernel said.
 var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|fork/exec|` +
 	`mount|unmount|umount|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
-	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|extended attributes|access control list|owner)\b`)
+	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|supervisor|extended attributes|access control list|owner)\b`)
 
 // speaks looks that a failure says what failed, in the last line that is no hint.
 func (tr *trial) speaks() {
@@ -289,7 +349,65 @@ func (tr *trial) speaks() {
 }
 
 func (tr *trial) mountOverFile() {
-	tr.target = tr.secret()
+	tr.target, tr.byItself = tr.secret(), true
+	tr.mount()
+}
+
+// intrude is somebody who comes late and is not the reader.
+func (tr *trial) intrude() {
+	if got := tr.reader(&exec.Cmd{}, "head", "-c1", tr.secret()); got.Code == 0 || got.Out != "" {
+		tr.complain("who came late got %d bytes", len(got.Out))
+	}
+}
+
+// mountIntruded is a mount that an intrusion ends.
+func (tr *trial) mountIntruded() {
+	intruded := false
+	tr.byItself = true
+	tr.afterRead = func(<-chan struct{}) {
+		tr.intrude()
+		intruded = true
+	}
+	tr.mount()
+	if intruded && tr.code == 0 {
+		tr.complain("exit 0 after an intrusion")
+	}
+}
+
+// mountAlarmed is a mount that starts a command at an intrusion.
+func (tr *trial) mountAlarmed() {
+	fifo := tr.path("tmp/alarm")
+	tr.write("tmp/command", "#!/bin/sh\nexec cat >"+fifo+"\n")
+	err := errors.Join(os.Chmod(tr.path("tmp/command"), 0o700), unix.Mkfifo(fifo, 0o600))
+	alarm, openErr := os.OpenFile(fifo, os.O_RDWR|unix.O_NONBLOCK, 0)
+	if err = errors.Join(err, openErr); err != nil {
+		tr.complain("%v", err)
+		return
+	}
+	defer alarm.Close()
+	tr.afterRead = func(ended <-chan struct{}) {
+		tr.intrude()
+		raised := make(chan struct{})
+		go func() {
+			defer close(raised)
+			line, err := bufio.NewReader(alarm).ReadString('\n')
+			if err == nil && !strings.Contains(line, `"msg":"late"`) {
+				tr.complain("the command was told %q", line)
+			}
+		}()
+		select {
+		case <-raised:
+		case <-tr.told:
+		case <-ended:
+			if !tr.violent() {
+				tr.complain("it ended at an intrusion")
+			}
+		case <-time.After(trialPatience / 2):
+			tr.complain("no command was started at an intrusion, and nobody was told")
+		}
+		alarm.SetReadDeadline(time.Now())
+		<-raised
+	}
 	tr.mount()
 }
 
@@ -319,24 +437,15 @@ func (tr *trial) read(cmd *exec.Cmd, ended <-chan struct{}) {
 	if _, err := os.Lstat(tr.path("pw")); err == nil {
 		tr.complain("ready, and the passphrase file is there")
 	}
-	first, second := tr.cat(cmd), tr.cat(cmd)
-	whole := 0
-	for _, got := range []rig.Result{first, second} {
-		switch {
-		case got.Code == 0 && got.Out != string(tr.content):
-			tr.complain("a reader got %d bytes of %d and no error", len(got.Out), len(tr.content))
-		case got.Code == 0:
-			whole++
-		}
+	whole := tr.readTwice(cmd, tr.secret(), tr.content)
+	if tr.bundle {
+		tr.readTwice(cmd, tr.path("config/"+secondName), tr.second)
 	}
-	if whole > 1 {
-		tr.complain("two readers got it")
+	tr.failed = !whole
+	if whole && tr.afterRead != nil {
+		tr.afterRead(ended)
 	}
-	if len(first.Out) > 0 && len(second.Out) > 0 {
-		tr.complain("the second reader got %d bytes after the first got %d", len(second.Out), len(first.Out))
-	}
-	tr.failed = first.Code != 0
-	if tr.target == tr.secret() && whole > 0 {
+	if whole && tr.byItself {
 		// It ends by itself, or something was told and it waits to be ended.
 		select {
 		case <-ended:
@@ -347,10 +456,35 @@ func (tr *trial) read(cmd *exec.Cmd, ended <-chan struct{}) {
 	cmd.Process.Signal(unix.SIGTERM) // the faulter passes it on
 }
 
-// cat reads in a process of its own. One that waits for an answer that never
+// readTwice lets two readers try, one after another, and tells whether one of them
+// got all of it.
+func (tr *trial) readTwice(mount *exec.Cmd, path string, content []byte) bool {
+	first, second := tr.reader(mount, "cat", path), tr.reader(mount, "cat", path)
+	whole := 0
+	for _, got := range []rig.Result{first, second} {
+		switch {
+		case got.Code == 0 && got.Out != string(content):
+			tr.complain("a reader got %d bytes of %d and no error", len(got.Out), len(content))
+		case got.Code == 0:
+			whole++
+		}
+	}
+	if whole > 1 {
+		tr.complain("two readers got it")
+	}
+	if len(first.Out) > 0 && len(second.Out) > 0 {
+		tr.complain("the second reader got %d bytes after the first got %d", len(second.Out), len(first.Out))
+	}
+	return whole == 1
+}
+
+// cat reads the secret.
+func (tr *trial) cat(mount *exec.Cmd) rig.Result { return tr.reader(mount, "cat", tr.secret()) }
+
+// reader reads in a process of its own. One that waits for an answer that never
 // comes cannot even be killed: then the mount has to go.
-func (tr *trial) cat(mount *exec.Cmd) rig.Result {
-	cmd := exec.Command("cat", tr.secret())
+func (tr *trial) reader(mount *exec.Cmd, program ...string) rig.Result {
+	cmd := exec.Command(program[0], program[1:]...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	hung := time.AfterFunc(trialPatience/2, func() { mount.Process.Kill() })
@@ -373,7 +507,7 @@ func (tr *trial) afterMount() {
 			tr.complain("a dead mount is left, and nobody was told")
 		}
 	}
-	tr.keeps("secrets.yaml.enc", tr.encrypted)
+	tr.keeps(tr.enc, tr.encrypted)
 	tr.passphraseFile(mounted)
 	if !tr.ready && !tr.violent() {
 		if tr.code == 0 {
@@ -418,7 +552,11 @@ func (tr *trial) passphraseFile(mounted bool) {
 	}
 	// Killed itself, between the removal and the word: that is the death of a ready
 	// mount. Its readers see that it is dead.
-	between := tr.violent() && mounted && (tr.order.Role == "daemon" || tr.crashed())
+	between := tr.violent() && mounted && (tr.order.Role == daemonRole || tr.crashed())
+	if tr.private {
+		// With the processes that it is for, the mount goes.
+		between = tr.violent() && (slices.Contains([]string{"run", "supervisor", "server"}, tr.order.Role) || tr.crashed())
+	}
 	if !tr.ready && !between {
 		tr.complain("the passphrase file is gone and the mount never was ready")
 	}
@@ -426,7 +564,7 @@ func (tr *trial) passphraseFile(mounted bool) {
 
 // left looks for files of ours that should not be there.
 func (tr *trial) left(known ...string) {
-	known = append(known, "config", "tmp", "pw", "secrets.yaml.enc")
+	known = append(known, "config", "tmp", "pw", tr.enc, "tmp/command", "tmp/alarm")
 	var names []string
 	for _, dir := range []string{"config", "tmp", "."} {
 		entries, _ := os.ReadDir(tr.path(dir))
@@ -452,7 +590,7 @@ func (tr *trial) search() {
 			return nil
 		}
 		name, _ := filepath.Rel(tr.dir, path)
-		if name == "pw" || name == "new" || name == "secrets.yaml" {
+		if name == "pw" || name == "new" || name == "secrets.yaml" || strings.HasPrefix(name, "plain/") {
 			return nil
 		}
 		_, found, err := tr.ix.file(path)
@@ -519,14 +657,19 @@ func (tr *trial) wrongPassphrase() {
 		tr.speaks()
 	}
 	tr.keeps("pw", []byte(tr.other+"\n"))
-	tr.keeps("secrets.yaml.enc", tr.encrypted)
+	tr.keeps(tr.enc, tr.encrypted)
 	tr.left("config/other")
 }
 
-// opens tells which of two passphrases opens a message, by decrypting it.
-func (tr *trial) opens(name, passphraseFile string) bool {
-	r := rig.Exec(tr.t, exec.Command(tr.bin, "decrypt", tr.path(name), "--passphrase-file", tr.path(passphraseFile)))
-	return r.Code == 0 && r.Out == string(tr.content)
+// opens tells whether a passphrase opens a message, by decrypting it, and whether
+// the content is inside.
+func (tr *trial) opens(name, passphraseFile, content string) bool {
+	r := tr.decrypted(name, passphraseFile)
+	return r.Code == 0 && r.Out == content
+}
+
+func (tr *trial) decrypted(name, passphraseFile string) rig.Result {
+	return rig.Exec(tr.t, exec.Command(tr.bin, "decrypt", tr.path(name), "--passphrase-file", tr.path(passphraseFile)))
 }
 
 // encrypt encrypts over another message, and removes the plaintext.
@@ -543,7 +686,7 @@ func (tr *trial) encrypt() {
 	switch {
 	case err != nil:
 		tr.complain("the output that was there is lost: %v", err)
-	case replaced && !tr.opens("secrets.yaml.enc", "pw"):
+	case replaced && !tr.opens("secrets.yaml.enc", "pw", string(tr.content)):
 		tr.complain("the output is not a whole message")
 	case gone && !replaced:
 		tr.complain("the plaintext is gone and there is no output")
@@ -557,6 +700,112 @@ func (tr *trial) encrypt() {
 	tr.left("config/other", "secrets.yaml")
 }
 
+// encryptBundle encrypts a directory over another message.
+func (tr *trial) encryptBundle() {
+	os.Mkdir(tr.path("plain"), 0o700)
+	os.Mkdir(tr.path("plain/keys"), 0o700)
+	for _, file := range tr.inBundle() {
+		tr.write("plain/"+file.name, string(file.bytes))
+	}
+	tr.write("plain.tar.enc", string(tr.older))
+	tr.toEnd()
+	for _, file := range tr.inBundle() {
+		tr.keeps("plain/"+file.name, file.bytes)
+	}
+	out, err := os.ReadFile(tr.path("plain.tar.enc"))
+	replaced := err == nil && !bytes.Equal(out, tr.older)
+	switch {
+	case err != nil:
+		tr.complain("the output that was there is lost: %v", err)
+	case replaced && !tr.unpacks("plain.tar.enc"):
+		tr.complain("the output is not a whole bundle")
+	case tr.code == 0 && !replaced:
+		tr.complain("exit 0, and there is no output")
+	case tr.code != 0 && !tr.violent():
+		tr.speaks()
+	}
+	tr.ready = replaced
+	tr.keeps("pw", []byte(tr.passphrase+"\n"))
+	tr.left("config/other", "plain", "plain.tar.enc")
+}
+
+// unpacks tells whether a message holds the bundle's files, and is whole.
+func (tr *trial) unpacks(name string) bool {
+	files := map[string]string{}
+	for r := tar.NewReader(strings.NewReader(tr.decrypted(name, "pw").Out)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return false
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			return false
+		}
+		if h.Typeflag == tar.TypeReg {
+			files[strings.TrimPrefix(h.Name, "./")] = string(b)
+		}
+	}
+	for _, file := range tr.inBundle() {
+		if files[file.name] != string(file.bytes) {
+			return false
+		}
+	}
+	return len(files) == len(tr.inBundle())
+}
+
+// edit has a line put at the end. The encrypted file is the old one or the new
+// one, and what was edited is not lost without a word.
+func (tr *trial) edit() {
+	const name, beside = "binary.enc", "binary.enc.edited"
+	tr.write(name, string(tr.encrypted))
+	tr.toEnd()
+	edited := string(tr.content) + "changed\n"
+	b, err := os.ReadFile(tr.path(name))
+	replaced := err == nil && !bytes.Equal(b, tr.encrypted)
+	kept := tr.exists(beside)
+	switch {
+	case err != nil:
+		tr.complain("the encrypted file is lost: %v", err)
+	case replaced && !tr.opens(name, "pw", edited):
+		tr.complain("what replaced it does not hold what was edited")
+	case kept && !tr.opens(beside, "pw", edited):
+		tr.complain("what is beside it does not hold what was edited")
+	case tr.code == 0 && (!replaced || kept):
+		tr.complain("exit 0, and replaced %v, another beside it %v", replaced, kept)
+	case tr.code != 0 && !tr.violent():
+		tr.speaks()
+		if strings.Contains(tr.stdout, "edited") && !replaced && !kept && !strings.Contains(tr.stderr, "lost") && !strings.Contains(tr.stderr, "the edit was not accepted") {
+			tr.complain("what was edited is lost, and nobody was told")
+		}
+	}
+	tr.ready = replaced || kept
+	tr.keeps("pw", []byte(tr.passphrase+"\n"))
+	tr.left("config/other", name, beside)
+}
+
+// command is a command that reads the secret, in a mount that only it sees.
+func (tr *trial) command() {
+	tr.private = true
+	defer unix.Unmount(tr.target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // where no private one could be had
+	tr.toEnd()
+	got := tr.stdout
+	tr.stdout = "" // the command's
+	tr.ready = strings.Contains(tr.stderr, `"msg":"ready"`)
+	tr.failed = got != string(tr.content)
+	switch {
+	case tr.code == 0 && tr.failed:
+		tr.complain("exit 0, and the command got %d bytes", len(got))
+	case !strings.HasPrefix(string(tr.content), got):
+		tr.complain("the command got %d bytes of something else", len(got))
+	case tr.code != 0 && !tr.violent() && !strings.Contains(tr.stderr, "cat: "):
+		tr.speaks()
+	}
+	tr.afterMount()
+}
+
 // rekey replaces the message by one with another passphrase.
 func (tr *trial) rekey() {
 	tr.write("new", tr.other+"\n")
@@ -566,7 +815,7 @@ func (tr *trial) rekey() {
 	switch {
 	case err != nil:
 		tr.complain("the encrypted file is lost: %v", err)
-	case replaced && !tr.opens("secrets.yaml.enc", "new"):
+	case replaced && !tr.opens("secrets.yaml.enc", "new", string(tr.content)):
 		tr.complain("what replaced it does not open")
 	case tr.code == 0 && !replaced:
 		tr.complain("exit 0, and it was not replaced")
@@ -616,7 +865,7 @@ func (tr *trial) umount() {
 		tr.complain("the mount's end: exit %d, mounted %v: %s", next.code, tr.mounted(), next.stderr)
 	}
 	tr.wrong = append(tr.wrong, next.wrong...)
-	tr.keeps("secrets.yaml.enc", tr.encrypted)
+	tr.keeps(tr.enc, tr.encrypted)
 	tr.keeps("config/other", []byte("other"))
 	tr.left("config/other")
 }

@@ -291,8 +291,12 @@ func (in *faulter) executed(pid int) {
 		g.role = "helper"
 	case len(args) < 2:
 		g.role = "oncefs"
+	case args[1] == "internal-edit":
+		g.role = "workshop"
 	case strings.HasPrefix(args[1], "internal-"):
 		g.role = strings.TrimPrefix(args[1], "internal-")
+	case len(args) > 2 && strings.HasPrefix(args[2], "--role="):
+		g.role = strings.TrimPrefix(args[2], "--role=")
 	case slices.Contains(args, "--background"):
 		g.role = "launcher"
 	case args[1] == "mount":

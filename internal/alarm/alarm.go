@@ -26,6 +26,10 @@ const Command = "internal-alarm"
 // line of JSON each way.
 const socketFD = 3
 
+// startPatience is how long it may take until it is set up, which is milliseconds:
+// one that is not by then never will be.
+const startPatience = 30 * time.Second
+
 // limit is how long the command may run before it is killed.
 const limit = time.Minute
 
@@ -60,7 +64,12 @@ func Start(binary, command string) (*Alarm, error) {
 		a.socket.Close()
 		return nil, fmt.Errorf("start the alarm: %w", err)
 	}
-	if err := a.hear(); err != nil { // that it is set up
+	theirs.Close() // or its death could not be seen from ours
+	err = a.socket.SetReadDeadline(time.Now().Add(startPatience))
+	if err == nil {
+		err = a.hear() // that it is set up
+	}
+	if err = errors.Join(err, a.socket.SetReadDeadline(time.Time{})); err != nil {
 		a.Close()
 		return nil, fmt.Errorf("start the alarm: %w", err)
 	}
