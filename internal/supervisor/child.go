@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,9 +28,14 @@ type link struct {
 func newLink(fd int) (*link, error) {
 	unix.CloseOnExec(fd)
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("control descriptor %d: %w", fd, err)
+		return nil, fmt.Errorf("control descriptor %d: fcntl: %w", fd, err)
 	}
 	f := os.NewFile(uintptr(fd), "control")
+	// One that cannot be waited for would look like one whose other end is gone.
+	if err := f.SetReadDeadline(time.Time{}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("control descriptor %d: epoll: %w", fd, err)
+	}
 	lines := make(chan string, 16)
 	go func() {
 		defer close(lines)

@@ -1,8 +1,12 @@
 package supervisor
 
 import (
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestRestart_PausesAreAKubelets(t *testing.T) {
@@ -15,5 +19,17 @@ func TestRestart_PausesAreAKubelets(t *testing.T) {
 		if pause = next(pause, 10*time.Second, c.ran); pause != c.want {
 			t.Errorf("pause %d is %v, want %v", i, pause, c.want)
 		}
+	}
+}
+
+// What cannot be waited for is no link: its first read would fail, and look like the
+// other end's death.
+func TestLinkCanBeWaitedFor(t *testing.T) {
+	fd, err := unix.Open(filepath.Join(t.TempDir(), "file"), unix.O_CREAT|unix.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := newLink(fd); err == nil || !strings.Contains(err.Error(), "epoll") {
+		t.Errorf("a file that epoll does not take: %v", err)
 	}
 }
