@@ -6,7 +6,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +30,7 @@ func Write(w io.Writer, dir string) error {
 	var t Tree
 	files := 0
 	out := tar.NewWriter(w)
-	err = fs.WalkDir(root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(listing{root.FS(), root}, ".", func(name string, d fs.DirEntry, err error) error {
 		fail := func(err error) error {
 			var p *fs.PathError
 			if errors.As(err, &p) {
@@ -95,6 +97,48 @@ func Write(w io.Writer, dir string) error {
 		return &fs.PathError{Op: "bundle", Path: dir, Err: ErrEmpty}
 	}
 	return out.Close()
+}
+
+// A listing is a directory whose every name is listed. os.Root's own leaves out what is
+// gone when it looks at it, and a bundle would lack it without a word.
+type listing struct {
+	fs.FS
+	root *os.Root
+}
+
+func (l listing) ReadDir(name string) (all []fs.DirEntry, err error) {
+	f, err := l.root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	slices.Sort(names)
+	for _, n := range names {
+		info, err := l.root.Lstat(path.Join(name, n))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = ErrChanged
+		}
+		all = append(all, listed{n, info, err})
+	}
+	return all, err
+}
+
+// A listed name tells with Info why nothing is known of it.
+type listed struct {
+	name string
+	info fs.FileInfo
+	err  error
+}
+
+func (e listed) Name() string               { return e.name }
+func (e listed) IsDir() bool                { return e.err == nil && e.info.IsDir() }
+func (e listed) Info() (fs.FileInfo, error) { return e.info, e.err }
+func (e listed) Type() fs.FileMode {
+	if e.err != nil {
+		return fs.ModeIrregular
+	}
+	return e.info.Mode().Type()
 }
 
 // kindOf is what is wrong with a file that is not a regular one.
