@@ -102,7 +102,7 @@ func editMain(args []string, stdout, stderr *os.File) int {
 		return ui.fail(err)
 	}
 	if _, err := out.Write([]byte{placeReady}); err != nil {
-		return exitOther
+		return ui.fail(err)
 	}
 	if err := s.run(in, out); err != nil {
 		return ui.fail(err)

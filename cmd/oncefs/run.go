@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"os/user"
@@ -170,7 +171,13 @@ func (r *runCmd) serve(e *env) error {
 	e.out = e.err
 	return serve(ctx, e, &r.mountFlags, serving{
 		detach: true, quiet: true, keep: r.Restart != supervisor.Never,
-		ready:  func(m *mounting) { mounted.Store(m); link.Ready() },
+		ready: func(m *mounting) {
+			mounted.Store(m)
+			if err := link.Ready(); err != nil {
+				m.events.tell(slog.LevelError, "failure", slog.String("error", err.Error()))
+				cancel() // the supervisor waits for our word, or our end
+			}
+		},
 		within: os.Getppid(),
 	})
 }

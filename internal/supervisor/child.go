@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -22,6 +23,9 @@ type link struct {
 	// lines are what the other end says; closed when it is gone. nil takes part
 	// in no select.
 	lines <-chan string
+	// broken is why nothing more can be read, though the other end may be there.
+	// It is set before lines is closed.
+	broken error
 }
 
 // newLink begins to listen on a descriptor that was inherited or made.
@@ -37,20 +41,35 @@ func newLink(fd int) (*link, error) {
 		return nil, fmt.Errorf("control descriptor %d: epoll: %w", fd, err)
 	}
 	lines := make(chan string, 16)
+	l := &link{f: f, lines: lines}
 	go func() {
 		defer close(lines)
-		for in := bufio.NewScanner(f); in.Scan(); {
+		in := bufio.NewScanner(f)
+		for in.Scan() {
 			lines <- in.Text()
 		}
+		if err := in.Err(); err != nil && !errors.Is(err, os.ErrClosed) {
+			l.broken = fmt.Errorf("read from the control descriptor: %w", err)
+		}
 	}()
-	return &link{f: f, lines: lines}, nil
+	return l, nil
 }
 
-// say tells the other end; if it is gone, that is seen by its lines.
-func (l *link) say(line string) {
-	if l != nil && l.f != nil {
-		io.WriteString(l.f, line+"\n")
+// say tells the other end. If that cannot be, it hangs up: who waits to be told
+// must not wait for ever. That the other end is gone is no error, for it is seen by
+// its lines.
+func (l *link) say(line string) error {
+	_, err := io.WriteString(l.f, line+"\n")
+	if err == nil {
+		return nil
 	}
+	if c, rawErr := l.f.SyscallConn(); rawErr == nil {
+		c.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
+	}
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil
+	}
+	return fmt.Errorf("write to the control descriptor: %w", err)
 }
 
 func (l *link) close() { l.f.Close() }

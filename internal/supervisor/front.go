@@ -87,10 +87,15 @@ func (f *Front) Run() (status int, err error) {
 			if stops(n) {
 				f.systemd("STOPPING=1")
 			}
-			sup.say(verb + " " + strconv.Itoa(n))
+			if err := sup.say(verb + " " + strconv.Itoa(n)); err != nil {
+				f.Warn(err) // the supervisor takes all down
+			}
 		case line, ok := <-sup.lines:
 			if !ok {
 				sup.lines = nil
+				if sup.broken != nil {
+					f.Warn(sup.broken)
+				}
 			}
 			if line == "started" && !announced {
 				announced = true
@@ -149,16 +154,22 @@ func (f *Front) start(reap *reaper) (*child, error) {
 		if w.greeting == "shared" && !f.Shared {
 			w.greeting += " " + strings.Join(why, "; ")
 		}
-		sup.say(w.greeting)
+		err = sup.say(w.greeting)
 		line := <-sup.lines
 		if line == "up" {
 			return sup, nil
 		}
+		if err == nil && line == "" {
+			err = sup.broken
+		}
+		sup.close() // one that could not tell that it is up ends by it
 		for !sup.ended {
 			<-reap.wake
 			reap.reap(sup)
 		}
-		sup.close()
+		if err != nil {
+			return nil, err
+		}
 		if no, ok := strings.CutPrefix(line, "no "); ok {
 			why = append(why, no)
 			continue

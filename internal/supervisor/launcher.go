@@ -44,9 +44,11 @@ func (l *Launcher) Run() error {
 	for _, fd := range l.Close {
 		unix.CloseOnExec(fd)
 	}
-	control.say("prepared")
+	if err := control.say("prepared"); err != nil {
+		return err
+	}
 	if line := <-control.lines; line != "go" || os.Getppid() != parent {
-		return nil
+		return control.broken
 	}
 	if dirErr == nil {
 		// The directory may be what was mounted over, and we be beneath it.
@@ -54,7 +56,7 @@ func (l *Launcher) Run() error {
 	}
 	env := l.Env()
 	err = unix.Exec(file, l.Args, env)
-	control.say("failed")
+	_ = control.say("failed") // and so it ends
 	return &ExecError{File: file, Err: err}
 }
 

@@ -22,6 +22,8 @@
 package supervisor
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -121,20 +123,21 @@ func Run(o Options) (status int, err error) {
 	switch greeting := <-s.front.lines; {
 	case greeting == "private":
 		if err := o.Private(); err != nil {
-			s.front.say("no " + err.Error())
-			return 0, nil
+			return 0, s.front.say("no " + err.Error())
 		}
 	case greeting == "shared":
 	case strings.HasPrefix(greeting, "shared "):
 		s.Tell(slog.LevelWarn, "no-private-mount", slog.String("why", strings.TrimPrefix(greeting, "shared ")),
 			slog.String("hint", "others in this mount namespace can see the mount; --require private refuses"))
 	default:
-		return 0, fmt.Errorf("the front is gone")
+		return 0, cmp.Or(s.front.broken, errors.New("the process that started the supervisor is gone"))
 	}
 	if err := o.Undump(); err != nil {
 		return 0, err
 	}
-	s.front.say("up")
+	if err := s.front.say("up"); err != nil {
+		return 0, err
+	}
 	status, err = s.run()
 	s.end()
 	if err == nil {
@@ -156,12 +159,16 @@ func (s *supervisor) run() (int, error) {
 		return 0, err
 	}
 	s.server = server
-	if s.until(func() bool { return s.ready || s.server.ended }); !s.ready {
+	if s.until(func() bool { return s.ready || s.server.ended || s.server.lines == nil }); !s.ready {
+		s.server.close() // one that could not tell that it is ready ends by it
+		s.until(func() bool { return s.server.ended })
 		return s.unready()
 	}
 	for pause := time.Duration(0); ; {
 		began := time.Now()
-		s.command()
+		if err := s.command(); err != nil {
+			return 0, err
+		}
 		ran := s.ended.Sub(began)
 		status := code(s.launcher.status)
 		if !s.again() {
@@ -184,9 +191,11 @@ func (s *supervisor) run() (int, error) {
 
 // command lets the launcher be the command and waits for its end, and for that
 // of all that it leaves.
-func (s *supervisor) command() {
+func (s *supervisor) command() error {
 	if s.prepared {
-		s.launcher.say("go")
+		if err := s.launcher.say("go"); err != nil {
+			return err
+		}
 		for s.launcher.lines != nil { // until the exec, or its failure
 			s.step()
 		}
@@ -194,7 +203,9 @@ func (s *supervisor) command() {
 	}
 	if s.running {
 		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
-		s.front.say("started")
+		if err := s.front.say("started"); err != nil {
+			s.Tell(slog.LevelError, "not-announced", slog.String("error", err.Error()))
+		}
 		s.until(s.fatal)
 	}
 	s.ended = time.Now()
@@ -206,6 +217,7 @@ func (s *supervisor) command() {
 		s.tellEnd()
 	}
 	s.clear()
+	return nil
 }
 
 // next is the pause after one that was last, 0 for none, and a command that ran
@@ -265,7 +277,10 @@ const done = "done"
 // order gives an order and waits until it is done.
 func (s *supervisor) order(o Order) bool {
 	s.reply = ""
-	s.server.say(string(o))
+	if err := s.server.say(string(o)); err != nil {
+		s.reply = err.Error()
+		return false
+	}
 	for s.reply == "" && !s.server.ended && s.server.lines != nil {
 		s.step()
 	}
@@ -283,15 +298,24 @@ func (s *supervisor) launch() (err error) {
 		s.launcher.close()
 	}
 	s.prepared, s.failed, s.running = false, false, false
-	if s.launcher, err = s.start(Launching); err == nil {
-		s.until(func() bool { return s.prepared })
+	if s.launcher, err = s.start(Launching); err != nil {
+		return err
 	}
-	return err
+	if s.until(func() bool { return s.prepared || s.launcher.lines == nil }); !s.prepared {
+		s.launcher.close() // one that could not tell that it is prepared ends by it
+		s.until(func() bool { return false })
+	}
+	return nil
 }
 
 // unready is the status where the command was never started: that of the process
 // that failed and has said why.
 func (s *supervisor) unready() (int, error) {
+	for _, c := range []*child{s.server, s.launcher} {
+		if c != nil && c.lines == nil && c.broken != nil {
+			return 0, c.broken
+		}
+	}
 	for _, c := range []*child{s.server, s.launcher} {
 		if c != nil && c.ended && c.status.Exited() && c.status.ExitStatus() != 0 {
 			return c.status.ExitStatus(), nil
@@ -498,17 +522,19 @@ func NewServed(control int) (*Served, error) {
 	return &Served{l}, err
 }
 
-// Ready says that the mount is ready.
-func (s *Served) Ready() { s.link.say("ready") }
+// Ready says that the mount is ready. If that cannot be said, nobody will want it.
+func (s *Served) Ready() error { return s.link.say("ready") }
 
 // Obey does what the supervisor orders, and returns when the supervisor is gone
 // or wants the server to be.
 func (s *Served) Obey(do func(Order) error) {
 	for line := range s.link.lines {
+		reply := done
 		if err := do(Order(line)); err != nil {
-			s.link.say("not done: " + strings.ReplaceAll(err.Error(), "\n", "; "))
-			continue
+			reply = "not done: " + strings.ReplaceAll(err.Error(), "\n", "; ")
 		}
-		s.link.say(done)
+		if s.link.say(reply) != nil {
+			return // the supervisor sees it by the end of our lines
+		}
 	}
 }

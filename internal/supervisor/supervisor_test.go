@@ -33,3 +33,44 @@ func TestLinkCanBeWaitedFor(t *testing.T) {
 		t.Errorf("a file that epoll does not take: %v", err)
 	}
 }
+
+// Who cannot say a line hangs up: who waits for it must not wait for ever.
+func TestLinkHangsUp(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*link
+	for i, fd := range fds {
+		if ends[i], err = newLink(fd); err != nil {
+			t.Fatal(err)
+		}
+		defer ends[i].close()
+	}
+	// Any failure will do.
+	if err := ends[0].f.SetWriteDeadline(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ends[0].say("go"); err == nil {
+		t.Error("it said a line that it could not")
+	}
+	select {
+	case line, ok := <-ends[1].lines:
+		if ok {
+			t.Errorf("heard %q", line)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the other end waits")
+	}
+	// What the other end says still arrives; and that it is gone is no error.
+	if err := ends[1].say("late"); err != nil {
+		t.Error(err)
+	}
+	if line := <-ends[0].lines; line != "late" {
+		t.Errorf("heard %q", line)
+	}
+	ends[0].close()
+	if err := ends[1].say("nobody there"); err != nil {
+		t.Error(err)
+	}
+}
