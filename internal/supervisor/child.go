@@ -80,6 +80,7 @@ type child struct {
 	pid    int
 	ended  bool
 	status unix.WaitStatus // once ended
+	lost   error           // ended, and the kernel does not tell how
 }
 
 // start starts this binary in a role. Every descriptor that the caller of run
@@ -118,6 +119,9 @@ func code(ws unix.WaitStatus) int {
 	return ws.ExitStatus()
 }
 
+// lostStatus is of a process that ended nobody knows how: exit status 1.
+const lostStatus = unix.WaitStatus(1 << 8)
+
 // A reaper waits for every child of this process, also for those that it never
 // started: orphans come to it.
 type reaper struct {
@@ -141,7 +145,16 @@ func (r *reaper) reap(known ...*child) {
 		if err == unix.EINTR {
 			continue
 		}
-		if err != nil || pid <= 0 {
+		if err != nil {
+			// There are no children. One that was not seen to end never will be.
+			for _, c := range known {
+				if c != nil && !c.ended {
+					c.ended, c.status, c.lost = true, lostStatus, fmt.Errorf("wait for process %d: wait4: %w", c.pid, err)
+				}
+			}
+			return
+		}
+		if pid <= 0 {
 			return
 		}
 		for _, c := range known {

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -106,6 +107,9 @@ func (f *Front) Run() (status int, err error) {
 		}
 	}
 	sup.close()
+	if sup.lost != nil {
+		return 0, sup.lost
+	}
 	if sup.status.Signaled() {
 		// Killed: what it had started has come to us, and is not to outlive us.
 		killAll(reap, 0, leftGrace)
@@ -167,7 +171,7 @@ func (f *Front) start(reap *reaper) (*child, error) {
 			<-reap.wake
 			reap.reap(sup)
 		}
-		if err != nil {
+		if err = cmp.Or(err, sup.lost); err != nil {
 			return nil, err
 		}
 		if no, ok := strings.CutPrefix(line, "no "); ok {

@@ -169,6 +169,9 @@ func (s *supervisor) run() (int, error) {
 		if err := s.command(); err != nil {
 			return 0, err
 		}
+		if s.launcher.lost != nil {
+			return 0, s.launcher.lost
+		}
 		ran := s.ended.Sub(began)
 		status := code(s.launcher.status)
 		if !s.again() {
@@ -312,6 +315,9 @@ func (s *supervisor) launch() (err error) {
 // that failed and has said why.
 func (s *supervisor) unready() (int, error) {
 	for _, c := range []*child{s.server, s.launcher} {
+		if c != nil && c.lost != nil {
+			return 0, c.lost
+		}
 		if c != nil && c.lines == nil && c.broken != nil {
 			return 0, c.broken
 		}
