@@ -324,17 +324,23 @@ func (tr *trial) crashed() bool {
 func (tr *trial) violent() bool { return tr.rep.Hit && tr.order.Kill || tr.crashed() }
 
 // An act is what an error must name, beside what the kernel said.
-var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|fork/exec|` +
-	`mount|unmount|umount|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
+var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|epoll|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|exec|fork/exec|` +
+	`mount|unmount|umount|fsopen|fsconfig|fsmount|move_mount|mount_setattr|statfs|editor|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|changed|wait4|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
 	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|supervisor|extended attributes|access control list|owner)\b`)
 
 // speaks looks that a failure says what failed, in the last line that is no hint.
 func (tr *trial) speaks() {
-	var line string
+	var line, before string
 	for _, l := range strings.Split(tr.stderr, "\n") {
-		if rest, found := strings.CutPrefix(l, "oncefs: error: "); found {
+		switch rest, found := strings.CutPrefix(l, "oncefs: error: "); {
+		case found:
 			line = rest
+		case strings.HasPrefix(l, "oncefs: ") && !strings.HasPrefix(l, "oncefs: hint: "):
+			before = l
 		}
+	}
+	if strings.Contains(line, "the edit was not accepted") {
+		line += "\n" + before // which says why
 	}
 	switch {
 	case line == "" && tr.order.Call == "write" && tr.order.On == "standard":
