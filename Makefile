@@ -50,8 +50,8 @@ attack: deps build ## root scans, faults are injected, hostile readers try
 bench: build ## against its peers; writes docs/benchmarks.md, SHORT=1 a smoke test
 	ci/bench
 
-image: ## the container image, built without a registry (as root)
-	ci/image $(VERSION)
+image: ## the container images, built without a registry (as root); ARCH="amd64 arm64" says for what
+	ci/image $(VERSION) $(ARCH)
 
 test-cluster: build ## every shape of docs/kubernetes.md in a cluster that comes up and goes down for it
 	integration/k8s/test
