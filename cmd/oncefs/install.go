@@ -11,6 +11,7 @@ import (
 	"github.com/google/renameio/v2"
 	"golang.org/x/sys/unix"
 
+	"oncefs/internal/metrics"
 	"oncefs/internal/mountpoint"
 )
 
@@ -22,33 +23,44 @@ type installCmd struct {
 func (installCmd) Help() string {
 	return `For containers: an image with nothing but oncefs in it has no cp, and the image
 of a program need not have oncefs. The link fusermount3 beside it is its own mount
-helper, for containers whose root filesystem cannot be written to.
+helper, for containers whose root filesystem cannot be written to. oncefs-metrics goes
+along if it lies beside oncefs, as in the image for --metrics.
 
 Examples:
   oncefs install /shared`
 }
 
-// Run puts the program there whole or not at all: another container may be
+// Run puts each program there whole or not at all: another container may be
 // about to start it.
 func (c *installCmd) Run(e *env) error {
-	in, err := os.Open(e.binary)
+	// It is looked for beside oncefs, so it goes along where it is there.
+	err := c.put(filepath.Join(filepath.Dir(e.binary), metrics.Program), metrics.Program)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := c.put(e.binary, "oncefs"); err != nil {
+		return err
+	}
+	return renameio.Symlink("oncefs", filepath.Join(c.Dir, mountpoint.HelperName))
+}
+
+// put copies a program into the directory under that name.
+func (c *installCmd) put(program, name string) error {
+	in, err := os.Open(program)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	path := filepath.Join(c.Dir, "oncefs")
+	path := filepath.Join(c.Dir, name)
 	out, err := renameio.NewPendingFile(path, renameio.WithPermissions(0o755), renameio.IgnoreUmask(), renameio.WithTempDir(c.Dir))
 	if err != nil {
 		return err
 	}
 	defer out.Cleanup()
 	if _, err := io.Copy(out, in); err != nil {
-		return fmt.Errorf("copy %s to %s: %w", e.binary, path, err)
+		return fmt.Errorf("copy %s to %s: %w", program, path, err)
 	}
-	if err := out.CloseAtomicallyReplace(); err != nil {
-		return err
-	}
-	return renameio.Symlink("oncefs", filepath.Join(c.Dir, mountpoint.HelperName))
+	return out.CloseAtomicallyReplace()
 }
 
 type copyCmd struct {
