@@ -8,13 +8,14 @@ if [ "$(id -u)" -ne 0 ]; then
 	exit 1
 fi
 
-kubectl() { "$state/bin/kube" kubectl "$@"; }
+kubectl() { "$state/bin/kubectl" "$@"; }
 ctr() { "$state/bin/ctr" -a "$containerd_socket" -n k8s.io "$@"; }
 
-# alive NAME: the part that start started is still running.
+# alive NAME: the part that start started is still running, and no other process
+# has its number: all of them work in that directory.
 alive() {
 	local pid
-	pid=$(cat "$state/pid/$1" 2>/dev/null) && kill -0 "$pid" 2>/dev/null
+	pid=$(cat "$state/pid/$1" 2>/dev/null) && [ "$(readlink "/proc/$pid/cwd")" = "$(readlink -f "$state")" ]
 }
 
 # until_true WHAT SECONDS COMMAND...: asks again until the command succeeds. It is
