@@ -27,17 +27,18 @@ const patience = 4 * time.Minute
 
 // rig is what the tests of this run have in common.
 type rig struct {
-	oncefs string // the built binary
-	app    string // image with a shell
-	image  string // image of oncefs
-	device string // image of the device plugin
-	node   string // scripts of the cluster on this machine; "" where it is another's
+	oncefs  string // the built binary
+	app     string // image with a shell
+	image   string // image of oncefs
+	metrics string // image of oncefs with oncefs-metrics
+	device  string // image of the device plugin
+	node    string // scripts of the cluster on this machine; "" where it is another's
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	r := &rig{node: os.Getenv("ONCEFS_CLUSTER_DIR")}
-	for name, to := range map[string]*string{"ONCEFS_BIN": &r.oncefs, "ONCEFS_IMAGE": &r.image, "ONCEFS_APP_IMAGE": &r.app, "ONCEFS_DEVICE_IMAGE": &r.device} {
+	for name, to := range map[string]*string{"ONCEFS_BIN": &r.oncefs, "ONCEFS_IMAGE": &r.image, "ONCEFS_METRICS_IMAGE": &r.metrics, "ONCEFS_APP_IMAGE": &r.app, "ONCEFS_DEVICE_IMAGE": &r.device} {
 		if *to = os.Getenv(name); *to == "" {
 			t.Fatalf("%s is not set; run make test-cluster", name)
 		}
@@ -125,6 +126,7 @@ type space struct {
 	content    string
 	passphrase string
 	encrypted  string
+	config     string // directory on the node that migration has as its volume
 }
 
 func (r *rig) space(t *testing.T) *space {
@@ -146,17 +148,25 @@ func (r *rig) space(t *testing.T) *space {
 		t.Fatal(err)
 	}
 	s.encrypted = string(enc)
-	s.must("create", "namespace", s.name)
 	t.Cleanup(func() {
 		if t.Failed() {
 			s.dump()
 		}
-		cmd := exec.Command("kubectl", "delete", "namespace", s.name, "--wait=false")
+		cmd := exec.Command("kubectl", "delete", "namespace", s.name, "--ignore-not-found", "--wait=false")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
+	s.namespace(s.name)
 	return s
+}
+
+// namespace makes one that pods can be made in: not before a controller has made its
+// account.
+func (s *space) namespace(name string) {
+	s.t.Helper()
+	s.must("create", "namespace", name)
+	s.must("-n", name, "wait", "--for=create", "serviceaccount/default", "--timeout="+patience.String())
 }
 
 func (s *space) write(dir, name, content string) {
@@ -236,6 +246,23 @@ func (s *space) shape(name string) (pod object) {
 	}
 	if pod == nil {
 		s.t.Fatalf("there is no pod in %s", name)
+	}
+	switch name {
+	case "user-namespace":
+		s.devicePlugin()
+	case "migration":
+		s.volume()
+	}
+	return pod
+}
+
+// whole is a shape that finds its encrypted file: that of migration begins without.
+func (s *space) whole(name string) object {
+	s.t.Helper()
+	pod := s.shape(name)
+	if name == "migration" {
+		s.onNode(s.t)
+		s.write(s.config, "secrets.yaml.enc", s.encrypted)
 	}
 	return pod
 }
@@ -342,12 +369,13 @@ func (s *space) nothingLeft(uid string) {
 	}
 }
 
-// until asks again until it is so. It is for what tells nobody.
+// until asks again until it is so. It is for what tells nobody. Most of what asks is
+// a process of kubectl's, so it does not ask often.
 func (s *space) until(what string, so func() bool) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
-	for tick := time.NewTicker(100 * time.Millisecond); !so(); {
+	for tick := time.NewTicker(500 * time.Millisecond); !so(); {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

@@ -14,6 +14,17 @@ import (
 // What follows is the table of docs/kubernetes.md, a test a line or two: which
 // shape, who crashed, what happens.
 
+// shapes are those of deploy/k8s that differ in more than a field.
+var shapes = []string{"in-container", "user-namespace", "migration", "sidecar"}
+
+// served is where the program finds its file.
+func served(shape string) string {
+	if shape == "sidecar" {
+		return "/config/once/secrets.yaml"
+	}
+	return "/config/secrets.yaml"
+}
+
 // kill sends SIGKILL to a container's first process, from the node.
 func (s *space) kill(pod, container string) {
 	s.t.Helper()
@@ -44,16 +55,20 @@ func (s *space) endProgram(pod, container string) {
 	}
 }
 
-// In the container, the program dies: oncefs ends, and the pod with it.
-func TestInContainer_ProgramDies(t *testing.T) {
-	t.Parallel()
-	s, pod := started(t, "in-container", "app")
-	s.endProgram(pod, "app")
-	s.wait("pod/"+pod, "jsonpath={.status.phase}=Failed")
-	if end := s.status(pod, "app").State.Terminated; end == nil || end.ExitCode != 137 {
-		t.Errorf("it ended with %+v, and the program with SIGKILL", end)
+// The program dies: oncefs ends as it did, or is stopped, and the pod is over.
+func TestProgramDies(t *testing.T) {
+	for _, shape := range shapes {
+		t.Run(shape, func(t *testing.T) {
+			t.Parallel()
+			s, pod := started(t, shape, "app")
+			s.endProgram(pod, "app")
+			s.wait("pod/"+pod, "jsonpath={.status.phase}=Failed")
+			if end := s.status(pod, "app").State.Terminated; end == nil || end.ExitCode != 137 {
+				t.Errorf("it ended with %+v, and the program with SIGKILL", end)
+			}
+			s.remove(pod)
+		})
 	}
-	s.remove(pod)
 }
 
 // With --restart the program that dies is started again and reads again, and
@@ -78,22 +93,52 @@ func TestInContainer_ProgramDiesWithRestart(t *testing.T) {
 }
 
 // In the container, oncefs is killed: all of it ends, and nothing is on the node.
-func TestInContainer_Killed(t *testing.T) {
-	t.Parallel()
-	s, pod := started(t, "in-container", "app")
-	s.onNode(t)
-	s.kill(pod, "app")
-	s.wait("pod/"+pod, "jsonpath={.status.phase}=Failed")
-	s.remove(pod)
+func TestKilled(t *testing.T) {
+	for _, shape := range shapes {
+		if shape == "sidecar" {
+			continue // it goes on, see below
+		}
+		t.Run(shape, func(t *testing.T) {
+			t.Parallel()
+			s, pod := started(t, shape, "app")
+			s.onNode(t)
+			s.kill(pod, "app")
+			s.wait("pod/"+pod, "jsonpath={.status.phase}=Failed")
+			s.notOnNode(pod)
+			s.remove(pod)
+		})
+	}
 }
 
-// Beside a sidecar, the program dies: the pod ends, as restartPolicy Never has it.
-func TestSidecar_ProgramDies(t *testing.T) {
+// In a Deployment, from 1.36 on: oncefs is killed, the whole pod starts over, with a
+// copy of the passphrase, and the program is served again.
+func TestDeployment136_Killed(t *testing.T) {
 	t.Parallel()
-	s, pod := started(t, "sidecar", "app")
-	s.endProgram(pod, "app")
-	s.wait("pod/"+pod, "jsonpath={.status.phase}=Failed")
-	s.remove(pod)
+	s := newRig(t).space(t)
+	s.onNode(t)
+	pod := s.shape("in-container")
+	app := pod.container(t, "app")
+	app["restartPolicy"] = "Never"
+	app["restartPolicyRules"] = []any{map[string]any{"action": "RestartAllContainers", "exitCodes": map[string]any{"operator": "NotIn", "values": []int{0}}}}
+	spec := pod.at("spec")
+	delete(spec, "restartPolicy") // a Deployment's is Always
+	labels := map[string]any{"of": "deployment"}
+	s.apply(object{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": map[string]any{"name": "app"},
+		"spec": map[string]any{"selector": map[string]any{"matchLabels": labels}, "template": map[string]any{"metadata": map[string]any{"labels": labels}, "spec": map[string]any(spec)}}})
+	s.wait("deployment/app", "condition=Available")
+	name := s.must("get", "pods", "-l", "of=deployment", "-o", "jsonpath={.items[0].metadata.name}")
+	uid := s.get("pod/"+name, ".metadata.uid")
+	s.wasRead(name, "app")
+	s.kill(name, "app")
+	for _, c := range []string{"passphrase", "app"} {
+		s.until(c+" was started again", func() bool { return s.restarts(name, c) > 0 })
+	}
+	s.until("the program has read again", func() bool { return s.reads(name, "app", "--previous=false") == 1 })
+	s.waitReady(name)
+	s.isGone(name, "app", "cat", "/config/secrets.yaml")
+	s.isGone(name, "app", "cat", "/etc/init-secrets/secretfile_pw")
+	s.must("delete", "deployment", "app", "--cascade=foreground", "--timeout="+patience.String())
+	s.nothingLeft(uid)
 }
 
 // A sidecar that was killed, whose file was not read yet: it takes its dead mount
@@ -168,7 +213,7 @@ func restarted(t *testing.T, who string) {
 // idle is a shape whose program does not read.
 func (s *space) idle(shape string) object {
 	s.t.Helper()
-	pod := s.shape(shape)
+	pod := s.whole(shape)
 	app := pod.container(s.t, "app")
 	args := app["args"].([]any)
 	last := len(args) - 1
@@ -179,24 +224,25 @@ func (s *space) idle(shape string) object {
 // A pod that is deleted goes within seconds, with its mount, also when nobody has
 // read and when somebody is reading.
 func TestDeleted(t *testing.T) {
-	for _, shape := range []struct{ name, path string }{{"in-container", "/config/secrets.yaml"}, {"sidecar", "/config/once/secrets.yaml"}} {
-		t.Run(shape.name+"/unread", func(t *testing.T) {
+	for _, shape := range shapes {
+		path := served(shape)
+		t.Run(shape+"/unread", func(t *testing.T) {
 			t.Parallel()
 			s := newRig(t).space(t)
-			pod := s.start(s.idle(shape.name))
+			pod := s.start(s.idle(shape))
 			s.waitReady(pod)
 			s.remove(pod)
 		})
-		t.Run(shape.name+"/held", func(t *testing.T) {
+		t.Run(shape+"/held", func(t *testing.T) {
 			t.Parallel()
 			s := newRig(t).space(t)
-			idle := s.idle(shape.name)
+			idle := s.idle(shape)
 			app := idle.container(t, "app")
 			args := app["args"].([]any)
-			args[len(args)-1] = "exec 3<" + shape.path + "; head -c 1 <&3 >/dev/null; " + args[len(args)-1].(string)
+			args[len(args)-1] = "exec 3<" + path + "; head -c 1 <&3 >/dev/null; " + args[len(args)-1].(string)
 			pod := s.start(idle)
 			s.waitReady(pod)
-			s.isGone(pod, "app", "cat", shape.path)
+			s.isGone(pod, "app", "cat", path)
 			s.remove(pod)
 		})
 	}
@@ -204,11 +250,11 @@ func TestDeleted(t *testing.T) {
 
 // Jobs end: oncefs keeps nobody waiting.
 func TestJob(t *testing.T) {
-	for _, shape := range []string{"in-container", "sidecar"} {
+	for _, shape := range shapes {
 		t.Run(shape, func(t *testing.T) {
 			t.Parallel()
 			s := newRig(t).space(t)
-			pod := s.shape(shape)
+			pod := s.whole(shape)
 			app := pod.container(t, "app")
 			args := app["args"].([]any)
 			for i, a := range args {
@@ -233,45 +279,62 @@ func TestJob(t *testing.T) {
 // The kubelet is killed and comes back: pods go on, what was spent is spent, what
 // was not read can be.
 func TestKubeletRestarts(t *testing.T) {
-	s := newRig(t).space(t)
-	s.onNode(t)
-	read := s.start(s.shape("in-container"))
-	unread := s.start(s.idle("sidecar"))
-	s.waitReady(read)
-	s.waitReady(unread)
-	if out, err := exec.Command(filepath.Join(s.node, "restart-kubelet")).CombinedOutput(); err != nil {
+	type held struct {
+		*space
+		shape, pod string
+	}
+	var pods []held
+	for _, shape := range shapes {
+		s := newRig(t).space(t)
+		s.onNode(t)
+		pods = append(pods, held{s, shape, s.start(s.whole(shape))})
+	}
+	unread := newRig(t).space(t)
+	idle := unread.start(unread.idle("sidecar"))
+	unread.waitReady(idle)
+	for _, p := range pods {
+		p.waitReady(p.pod)
+	}
+	if out, err := exec.Command(filepath.Join(unread.node, "restart-kubelet")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	s.until("the kubelet answers", func() bool { return s.exec(read, "app", "true").code == 0 })
-	s.isGone(read, "app", "cat", "/config/secrets.yaml")
-	if r := s.exec(unread, "app", "cat", "/config/once/secrets.yaml"); r.out != s.content {
+	unread.until("the kubelet answers", func() bool { return unread.exec(idle, "app", "true").code == 0 })
+	if r := unread.exec(idle, "app", "cat", served("sidecar")); r.out != unread.content {
 		t.Errorf("%+v", r)
 	}
-	s.isGone(unread, "app", "cat", "/config/once/secrets.yaml")
-	for pod, containers := range map[string][]string{read: {"app"}, unread: {"app", "oncefs"}} {
-		for _, c := range containers {
-			if n := s.restarts(pod, c); n != 0 {
-				t.Errorf("%s of %s was started again %d times", c, pod, n)
+	unread.isGone(idle, "app", "cat", served("sidecar"))
+	for _, p := range pods {
+		p.isGone(p.pod, "app", "cat", served(p.shape))
+	}
+	for _, p := range append(pods, held{unread, "sidecar", idle}) {
+		for _, c := range []string{"app", "oncefs"} {
+			if n := p.restarts(p.pod, c); n != 0 {
+				t.Errorf("%s of %s was started again %d times", c, p.pod, n)
 			}
 		}
-		s.remove(pod)
+		p.remove(p.pod)
 	}
+	unread.noDevicePlugin()
 }
 
-// Fifty pods at once, of both shapes: each reads its own, and nothing is left.
+// Fifty pods at once, of three shapes (migration is in-container): each reads its
+// own, and nothing is left.
 func TestFiftyPods(t *testing.T) {
-	const each = 25
+	const pods = 50
 	s := newRig(t).space(t)
 	var items []any
-	for _, shape := range []string{"in-container", "sidecar"} {
-		pod := s.shape(shape)
-		pod.at("metadata", "labels")["of"] = "fifty"
-		for i := range each {
-			one := clone(pod)
-			one.at("metadata")["name"] = fmt.Sprintf("%s-%d", shape, i)
-			one.at("metadata")["namespace"] = s.name
-			items = append(items, one)
-		}
+	kinds := []object{s.whole("in-container"), s.whole("sidecar"), s.whole("user-namespace")}
+	for _, pod := range kinds {
+		// Of the fifty each probe forks a process, which a small node has better use for.
+		pod.container(t, "app").at("readinessProbe")["periodSeconds"] = 10
+	}
+	for i := range pods {
+		one := clone(kinds[i%len(kinds)])
+		meta := one.at("metadata")
+		meta["name"] = fmt.Sprintf("%s-%d", meta["name"], i)
+		meta["namespace"] = s.name
+		one.at("metadata", "labels")["of"] = "fifty"
+		items = append(items, one)
 	}
 	text, err := json.Marshal(object{"apiVersion": "v1", "kind": "List", "items": items})
 	if err != nil {
@@ -285,7 +348,7 @@ func TestFiftyPods(t *testing.T) {
 		t.Errorf("%d of %d programs have read it", n, len(items))
 	}
 	uids := strings.Fields(s.must("get", "pods", "-o", "jsonpath={.items[*].metadata.uid}"))
-	if len(uids) != 2*each {
+	if len(uids) != pods {
 		t.Fatalf("%d pods", len(uids))
 	}
 	began = time.Now()

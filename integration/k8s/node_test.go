@@ -12,7 +12,11 @@ import (
 // deviceSpace is the namespace of the device plugin, for all tests of a run.
 var deviceSpace = fmt.Sprintf("oncefs-device-%d", os.Getpid())
 
-var deviceOnce sync.Once
+// device says whether the plugin's namespace was made, and whether it was started.
+var device struct {
+	sync.Mutex
+	namespace, started bool
+}
 
 // TestMain takes the device plugin away at the end.
 func TestMain(m *testing.M) {
@@ -24,27 +28,47 @@ func TestMain(m *testing.M) {
 // devicePlugin sees to it that the node offers squat.ai/fuse.
 func (s *space) devicePlugin() {
 	s.t.Helper()
-	deviceOnce.Do(func() {
-		s.must("create", "namespace", deviceSpace)
-		s.says(fmt.Sprintf(`
+	device.Lock()
+	defer device.Unlock()
+	if device.started {
+		return
+	}
+	if !device.namespace {
+		s.namespace(deviceSpace)
+		device.namespace = true
+	}
+	s.says(fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
-metadata: {name: fuse-device, namespace: %s}
+metadata: {name: fuse-device, namespace: %[1]s}
 spec:
   containers:
     - name: fuse-device
-      image: %s
+      image: %[2]s
       imagePullPolicy: IfNotPresent
       args: [squat.ai/fuse]
       securityContext: {privileged: true}
       volumeMounts: [{name: plugins, mountPath: /var/lib/kubelet/device-plugins}]
   volumes: [{name: plugins, hostPath: {path: /var/lib/kubelet/device-plugins}}]
 `, deviceSpace, s.device), "-n", deviceSpace, "apply", "-f", "-")
-	})
-	s.until("the node offers the device", func() bool {
-		offered := s.must("get", "nodes", "-o", `jsonpath={.items[*].status.allocatable.squat\.ai/fuse}`)
-		return strings.Trim(offered, "0 ") != ""
-	})
+	s.until("the node offers the device", s.offered)
+	device.started = true
+}
+
+// noDevicePlugin takes it away, until the node says so: a kubelet that was started
+// again has no device to give, and its node's status does not show that at once.
+func (s *space) noDevicePlugin() {
+	s.t.Helper()
+	device.Lock()
+	defer device.Unlock()
+	s.must("-n", deviceSpace, "delete", "pod", "fuse-device", "--grace-period=1", "--timeout="+patience.String())
+	s.until("the node offers no device", func() bool { return !s.offered() })
+	device.started = false
+}
+
+func (s *space) offered() bool {
+	s.t.Helper()
+	return strings.Trim(s.must("get", "nodes", "-o", `jsonpath={.items[*].status.allocatable.squat\.ai/fuse}`), "0 ") != ""
 }
 
 // volume is a place for the one claim of the space, on the node.
@@ -53,7 +77,7 @@ func (s *space) volume() {
 	if s.node == "" {
 		return // other clusters have a storage class
 	}
-	dir := s.t.TempDir()
+	s.config = s.t.TempDir()
 	s.says(fmt.Sprintf(`
 apiVersion: v1
 kind: PersistentVolume
@@ -64,6 +88,6 @@ spec:
   persistentVolumeReclaimPolicy: Retain
   claimRef: {namespace: %[1]s, name: config}
   hostPath: {path: %[2]s, type: Directory}
-`, s.name, dir), "apply", "-f", "-")
+`, s.name, s.config), "apply", "-f", "-")
 	s.t.Cleanup(func() { _ = exec.Command("kubectl", "delete", "pv", s.name, "--wait=false").Run() })
 }

@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -9,7 +10,7 @@ import (
 func started(t *testing.T, shape, app string) (*space, string) {
 	t.Helper()
 	s := newRig(t).space(t)
-	pod := s.start(s.shape(shape))
+	pod := s.start(s.whole(shape))
 	s.waitReady(pod)
 	s.wasRead(pod, app)
 	return s, pod
@@ -73,11 +74,7 @@ func (s *space) notOnNode(pod string) {
 // capability, and root of there would be nobody on the node.
 func TestUserNamespace(t *testing.T) {
 	t.Parallel()
-	s := newRig(t).space(t)
-	s.devicePlugin()
-	pod := s.start(s.shape("user-namespace"))
-	s.waitReady(pod)
-	s.wasRead(pod, "app")
+	s, pod := started(t, "user-namespace", "app")
 	s.isGone(pod, "app", "cat", "/config/secrets.yaml")
 	s.isGone(pod, "app", "cat", "/etc/init-secrets/secretfile_pw")
 	s.unprivileged(pod, "app", s.program(pod, "app"), "10001")
@@ -97,8 +94,8 @@ func TestUserNamespace(t *testing.T) {
 func TestMigration(t *testing.T) {
 	t.Parallel()
 	s := newRig(t).space(t)
-	s.volume()
-	pod := s.start(s.shape("migration"))
+	again := s.shape("migration")
+	pod := s.start(clone(again))
 	s.until("it says what it waits for", func() bool {
 		r := s.kubectl("logs", pod, "-c", "app")
 		return r.code == 0 && strings.Contains(r.out+r.err, "oncefs encrypt")
@@ -119,7 +116,7 @@ func TestMigration(t *testing.T) {
 	s.nowhere(pod)
 	s.remove(pod)
 	// The second start finds the file, and serves again.
-	pod = s.start(s.shape("migration"))
+	pod = s.start(again)
 	s.waitReady(pod)
 	s.wasRead(pod, "app")
 	s.remove(pod)
@@ -137,4 +134,33 @@ func TestSidecar(t *testing.T) {
 	s.unprivileged(pod, "app", "1", "10001")
 	s.nowhere(pod)
 	s.remove(pod)
+}
+
+// TestMetrics has the counters asked for as Prometheus does, from within the pod.
+func TestMetrics(t *testing.T) {
+	for _, shape := range []string{"in-container", "sidecar"} {
+		t.Run(shape, func(t *testing.T) {
+			t.Parallel()
+			s := newRig(t).space(t)
+			s.image = s.metrics
+			pod := s.shape(shape)
+			if shape == "sidecar" {
+				oncefs := pod.container(t, "oncefs")
+				oncefs["args"] = append(oncefs["args"].([]any), "--metrics=127.0.0.1:9735")
+			} else {
+				app := pod.container(t, "app")
+				command := app["command"].([]any)
+				last := len(command) - 1 // --
+				app["command"] = append(append([]any{}, command[:last]...), "--metrics=127.0.0.1:9735", "--")
+			}
+			name := s.start(pod)
+			s.waitReady(name)
+			s.wasRead(name, "app")
+			s.until("the read is counted", func() bool {
+				r := s.exec(name, "app", "wget", "-qO-", "http://127.0.0.1:9735/metrics")
+				return regexp.MustCompile(`(?m)^oncefs_delivered_total{.*} 1$`).MatchString(r.out)
+			})
+			s.remove(name)
+		})
+	}
 }
