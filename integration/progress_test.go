@@ -70,7 +70,7 @@ func TestProgressOfEncrypt(t *testing.T) {
 		plain := strings.Repeat("sixteen bytes..\n", 64)
 		io.WriteString(in, plain)
 		tt.expect("encrypting - ") // and it waits for more
-		tt.expect("1KiB, 1s") // no byte comes, and the line goes on
+		tt.expect("1KiB, 1s")      // no byte comes, and the line goes on
 		in.Close()
 		if code := tt.wait(); code != 0 {
 			t.Errorf("%s: exit %d", output, code)
