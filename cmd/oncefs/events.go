@@ -3,9 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/lmittmann/tint"
@@ -15,16 +16,34 @@ import (
 )
 
 // events writes one structured line for each thing that happens. Telling it
-// never blocks: lines wait in a queue for a goroutine that writes them, and what
-// does not fit is counted and told later. A log that nobody reads must not stall
-// a reader.
+// never blocks: lines wait for a goroutine that writes them, and what does not
+// fit is counted and told later. A log that nobody reads must not stall a reader.
+//
+// What is no warning waits a moment for more: a reader that is at it does not
+// share its processors with the log.
 type events struct {
-	queue chan record
-	lost  atomic.Int64
-	quit  chan struct{} // closed when nothing more is to come
-	done  chan struct{} // closed when all of it is written
-	log   *slog.Logger
+	mu      sync.Mutex
+	waiting []record
+	lost    int64
+
+	due  chan struct{} // there is something to write, now
+	soon *time.Timer   // puts it there
+	quit chan struct{} // closed when nothing more is to come
+	done chan struct{} // closed when all of it is written
+	w    io.Writer
+	text bytes.Buffer // lines that the handler made
+	log  slog.Handler // into text
 }
+
+const (
+	// moment is how long a line may wait for others.
+	moment = 2 * time.Millisecond
+	// mostWaiting is how many lines wait for a log that takes none.
+	mostWaiting = 1024
+	// mostAtOnce is how much is written at once, or one line: as much as a pipe
+	// that others write to takes without mixing it with theirs (PIPE_BUF, pipe(7)).
+	mostAtOnce = 4096
+)
 
 type record struct {
 	at    time.Time
@@ -45,45 +64,60 @@ func newEvents(w *os.File, format string) *events {
 	// The time zone is read from a file now, while there are files.
 	_, _ = time.Now().Zone()
 	terminal := term.IsTerminal(int(w.Fd()))
+	e := &events{due: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{}), w: w}
 	if format == formatJSON || format == formatAuto && !terminal {
-		return startEvents(slog.NewJSONHandler(w, nil))
+		e.log = slog.NewJSONHandler(&e.text, nil)
+	} else {
+		// no-color.org: set and not empty.
+		plain := !terminal || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
+		e.log = tint.NewTextHandler(&e.text, &tint.Options{NoColor: plain, TimeFormat: time.DateTime})
 	}
-	// no-color.org: set and not empty.
-	plain := !terminal || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb"
-	return startEvents(tint.NewTextHandler(w, &tint.Options{NoColor: plain, TimeFormat: time.DateTime}))
-}
-
-func startEvents(handler slog.Handler) *events {
-	e := &events{queue: make(chan record, 1024), quit: make(chan struct{}), done: make(chan struct{}), log: slog.New(handler)}
+	e.soon = time.AfterFunc(time.Hour, e.hurry)
+	e.soon.Stop()
 	go func() {
 		defer close(e.done)
 		for {
 			select {
-			case r := <-e.queue:
-				e.write(r)
+			case <-e.due:
+				e.write()
 			case <-e.quit:
-				for {
-					select {
-					case r := <-e.queue:
-						e.write(r)
-					default:
-						return
-					}
-				}
+				e.write()
+				return
 			}
 		}
 	}()
 	return e
 }
 
-func (e *events) write(r record) {
-	ctx := context.Background()
-	if n := e.lost.Swap(0); n > 0 {
-		e.log.LogAttrs(ctx, slog.LevelWarn, "events-lost", slog.Int64("count", n))
+// hurry has all that waits written.
+func (e *events) hurry() {
+	select {
+	case e.due <- struct{}{}:
+	default: // it is due already
 	}
-	rec := slog.NewRecord(r.at, r.level, r.name, 0)
-	rec.AddAttrs(r.attrs...)
-	_ = e.log.Handler().Handle(ctx, rec)
+}
+
+// write writes all that waits.
+func (e *events) write() {
+	e.mu.Lock()
+	records, lost := e.waiting, e.lost
+	e.waiting, e.lost = nil, 0
+	e.mu.Unlock()
+	if lost > 0 {
+		// They were the last to come, and are told where they are missing.
+		records = append(records, record{at: time.Now(), level: slog.LevelWarn, name: "events-lost", attrs: []slog.Attr{slog.Int64("count", lost)}})
+	}
+	for _, r := range records {
+		end := e.text.Len()
+		_ = e.log.Handle(context.Background(), r.slog()) // a buffer takes all
+		if e.text.Len() > mostAtOnce && end > 0 {
+			_, _ = e.w.Write(e.text.Next(end)) // whom could it be told?
+		}
+	}
+	if e.text.Len() > 0 {
+		_, _ = e.w.Write(e.text.Bytes())
+	}
+	e.text.Reset()
 }
 
 func (e *events) tell(level slog.Level, name string, attrs ...slog.Attr) {
@@ -91,10 +125,18 @@ func (e *events) tell(level slog.Level, name string, attrs ...slog.Attr) {
 }
 
 func (e *events) put(r record) {
-	select {
-	case e.queue <- r:
-	default:
-		e.lost.Add(1)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.waiting) >= mostWaiting {
+		e.lost++
+		return
+	}
+	e.waiting = append(e.waiting, r)
+	switch {
+	case r.level >= slog.LevelWarn:
+		e.hurry()
+	case len(e.waiting) == 1:
+		e.soon.Reset(moment)
 	}
 }
 
@@ -108,12 +150,16 @@ func (e *events) close() {
 	}
 }
 
+func (r record) slog() slog.Record {
+	rec := slog.NewRecord(r.at, r.level, r.name, 0)
+	rec.AddAttrs(r.attrs...)
+	return rec
+}
+
 // json is the line as a JSON log has it, wherever the log goes.
 func (r record) json() []byte {
 	var line bytes.Buffer
-	rec := slog.NewRecord(r.at, r.level, r.name, 0)
-	rec.AddAttrs(r.attrs...)
-	_ = slog.NewJSONHandler(&line, nil).Handle(context.Background(), rec) // a buffer takes all
+	_ = slog.NewJSONHandler(&line, nil).Handle(context.Background(), r.slog()) // a buffer takes all
 	return line.Bytes()
 }
 
