@@ -3,7 +3,6 @@ package fs
 import (
 	"encoding/binary"
 	"errors"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -137,6 +136,7 @@ func (s *Server) lookup(r *fuse.LookupRequest) {
 				s.turnAway(r, f, once.Late, "lookup", unix.ENOENT)
 				return
 			}
+			s.who.foresee(r.Pid)
 			r.Respond(&fuse.LookupResponse{Node: f.node, Attr: f.attr(s.since)})
 			return
 		}
@@ -217,16 +217,18 @@ func (s *Server) claim(r *fuse.OpenRequest, f *file) {
 	}
 	f.opener.Store(r.Pid)
 	s.noteChange(f)
-	h := &reading{file: f, claim: claim, known: make(chan struct{})}
+	h := &reading{file: f, claim: claim}
 	// Who it is takes another process to find out. The open need not wait for
 	// that; the first byte does, for a reader that waits for it can be looked at.
-	header := *r.Hdr()
-	s.elsewhere(func() {
-		claim.Opened(s.reader(&header))
-		close(h.known)
-	})
 	// The question goes out first: it is answered while the reader goes on.
-	runtime.Gosched()
+	s.reader(r.Hdr(), s.who.askOpener, func(reader once.Reader) {
+		claim.Opened(reader)
+		h.known = true
+		for _, r := range h.waiting {
+			s.answerRead(r, h)
+		}
+		h.waiting = nil
+	})
 	// Direct I/O: reads come to us and leave nothing in the page cache.
 	r.Respond(&fuse.OpenResponse{Handle: s.addHandle(h), Flags: fuse.OpenDirectIO})
 }
@@ -240,31 +242,28 @@ func (s *Server) read(r *fuse.ReadRequest, h *reading) {
 		// Direct reads name the owner of the descriptor, the page cache's do not.
 		h.cached = true
 	}
-	known := false
-	select {
-	case <-h.known:
-		known = true
-	default:
-	}
-	release := s.opts.Release != nil && h.claim.Last()
-	if release || !known {
-		s.elsewhere(func() {
-			<-h.known
-			if !release {
-				s.deliver(r, h)
-				return
-			}
-			// The name must be gone before a byte is out.
-			if err := s.releaseOnce(); err != nil {
-				s.failed(err)
-				r.RespondError(unix.EIO)
-				return
-			}
-			s.deliver(r, h)
-		})
+	if !h.known {
+		h.waiting = append(h.waiting, r)
 		return
 	}
-	s.deliver(r, h)
+	s.answerRead(r, h)
+}
+
+// answerRead answers a read of whom is known who it is.
+func (s *Server) answerRead(r *fuse.ReadRequest, h *reading) {
+	if s.opts.Release == nil || !h.claim.Last() {
+		s.deliver(r, h)
+		return
+	}
+	s.elsewhere(func() {
+		// The name must be gone before a byte is out.
+		if err := s.releaseOnce(); err != nil {
+			s.failed(err)
+			r.RespondError(unix.EIO)
+			return
+		}
+		s.deliver(r, h)
+	})
 }
 
 func (s *Server) releaseOnce() error {

@@ -13,6 +13,7 @@
 package fs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -68,8 +69,8 @@ type Options struct {
 	// its own and may take a moment: until it returns the kernel keeps the asking
 	// thread, and so its number. What it cannot tell it must not allow.
 	Allow func(pid, uid, gid uint32) error
-	// Who looks a process up for the log; it may take a moment.
-	Who func(pid uint32) (exe, cgroup string)
+	// Who looks readers up for the log; nil leaves them unknown.
+	Who Lookup
 	// Holds tells whether a process has a file of that inode number open.
 	Holds func(pid uint32, inode uint64) bool
 	// Status makes the value of StatusAttr, which tells of the files from that
@@ -81,15 +82,18 @@ type Options struct {
 
 // A Server serves one mount.
 type Server struct {
-	opts  Options
-	conn  *fuse.Conn
-	dev   *os.File // a duplicate of conn's descriptor: to wait on, and for replies that carry secrets
-	devFD int
-	pipe  *secretmem.Pipe
-	files []*file
-	dirs  []*dir // the root first; none over a file
-	under *under // nil over a file
-	since time.Time
+	opts   Options
+	conn   *fuse.Conn
+	devFD  int // a duplicate of conn's descriptor: to wait on, and for replies that carry secrets
+	pipe   *secretmem.Pipe
+	who    asking
+	wake   *os.File // an eventfd(2) that ends a wait of the loop, and its number
+	wakeFD int32
+	over   atomic.Bool
+	files  []*file
+	dirs   []*dir // the root first; none over a file
+	under  *under // nil over a file
+	since  time.Time
 
 	work sync.WaitGroup // requests that are answered elsewhere
 
@@ -114,7 +118,10 @@ type file struct {
 type reading struct {
 	*file
 	claim *once.Claim
-	known chan struct{} // closed when it is known who made the claim
+	// known: it is known who made the claim, as far as it ever will be. Until then
+	// reads wait. Both are the loop's, once the kernel knows the handle.
+	known   bool
+	waiting []*fuse.ReadRequest
 	// cached: the kernel read through its page cache (mmap, sendfile, splice), so
 	// pages are to be dropped at the end.
 	cached bool
@@ -162,7 +169,7 @@ func newServer(o Options) (_ *Server, err error) {
 	if (o.Under == nil) != (o.Release != nil) || o.Under == nil && len(o.Files) != 1 {
 		return nil, errors.New("one file to mount over a file, or a directory to mount over")
 	}
-	s := &Server{opts: o, devFD: -1, handles: map[fuse.HandleID]any{}, since: time.Now()}
+	s := &Server{opts: o, devFD: -1, who: asking{lookup: o.Who}, handles: map[fuse.HandleID]any{}, since: time.Now()}
 	// One number for each, far from those of any disk filesystem, and unlike
 	// those of another mount of ours: /proc/PID/fdinfo is searched for it.
 	base := rand.Uint64N(1<<61) | 1<<62
@@ -191,25 +198,29 @@ func newServer(o Options) (_ *Server, err error) {
 	if s.pipe, err = secretmem.NewPipe(); err != nil {
 		return nil, err
 	}
+	// Blocking, so that the Go runtime does not wait on it too. Only who was woken
+	// reads it.
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		s.pipe.Close()
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	s.wake, s.wakeFD = os.NewFile(uintptr(wake), "eventfd"), int32(wake)
 	return s, nil
 }
 
 // attach takes the kernel's end of a mount.
 func (s *Server) attach(conn *fuse.Conn) (err error) {
 	s.conn = conn
-	if s.devFD, err = deviceOf(s.conn); err != nil {
-		return err
-	}
-	s.dev = os.NewFile(uintptr(s.devFD), "/dev/fuse")
-	return nil
+	s.devFD, err = deviceOf(s.conn)
+	return err
 }
 
 // deviceOf duplicates the connection's descriptor, which the library keeps to
 // itself. Nobody else uses the connection yet, so reading its field is safe;
 // should the library rename it, the mount fails and a test says so.
 //
-// The descriptor is made non-blocking, for both: waiting is for the Go runtime,
-// which meanwhile runs what else there is, and which Stop can end.
+// The descriptor is made non-blocking, for both: the loop waits on others with it.
 func deviceOf(conn *fuse.Conn) (int, error) {
 	field := reflect.ValueOf(conn).Elem().FieldByName("dev")
 	if !field.IsValid() || field.Type() != reflect.TypeFor[*os.File]() || field.IsNil() {
@@ -233,9 +244,10 @@ func (s *Server) closeDescriptors() {
 	if s.conn != nil {
 		s.conn.Close()
 	}
-	if s.dev != nil {
-		s.dev.Close()
+	if s.devFD >= 0 {
+		unix.Close(s.devFD)
 	}
+	s.wake.Close()
 }
 
 // Serve answers until the mount is gone or Stop is called. When it returns, the
@@ -243,6 +255,8 @@ func (s *Server) closeDescriptors() {
 // secrets are as they were; they are the caller's to destroy.
 func (s *Server) Serve() error {
 	stopped, err := s.loop()
+	s.work.Wait()
+	s.who.hearOut() // some are told of only when it is known who they are
 	s.work.Wait()
 	s.mu.Lock()
 	left := s.handles
@@ -265,31 +279,27 @@ func (s *Server) Serve() error {
 }
 
 // Stop makes Serve return.
-func (s *Server) Stop() { s.dev.SetReadDeadline(time.Unix(1, 0)) }
+func (s *Server) Stop() {
+	s.over.Store(true)
+	s.rouse()
+}
+
+// rouse ends a wait of the loop, for which something has changed.
+func (s *Server) rouse() {
+	s.wake.Write(binary.NativeEndian.AppendUint64(nil, 1)) // fails only when the loop has ended
+}
 
 func (s *Server) loop() (stopped bool, _ error) {
-	dev, err := s.dev.SyscallConn()
-	if err != nil {
-		return false, fmt.Errorf("wait for the FUSE device: %w", err)
-	}
-	for {
-		var req fuse.Request
-		var err error
-		ended := dev.Read(func(uintptr) bool {
-			req, err = s.readRequest()
-			return !errors.Is(err, unix.EAGAIN)
-		})
-		if errors.Is(ended, os.ErrDeadlineExceeded) {
-			return true, nil
-		}
-		if ended != nil {
-			// The runtime saw the connection end while it was not waited on, and does not
-			// wait any more: the answer is the end's.
-			req, err = s.readRequest()
-		}
+	for !s.over.Load() {
+		s.who.hear()
+		req, err := s.readRequest()
 		switch {
 		case err == nil:
 			s.dispatch(req)
+		case errors.Is(err, unix.EAGAIN):
+			if err := s.wait(); err != nil {
+				return false, err
+			}
 		case err == io.EOF, errors.Is(err, unix.ECONNABORTED):
 			// Unmounted; ECONNABORTED is the same between the taking of a request and
 			// its copying (fuse_dev_do_read in fs/fuse/dev.c).
@@ -300,6 +310,28 @@ func (s *Server) loop() (stopped bool, _ error) {
 			return false, fmt.Errorf("read from the FUSE device: %w", err)
 		}
 	}
+	return true, nil
+}
+
+// wait waits for the kernel, for who reads, or to be roused. It is a call of its
+// own and not left to the Go runtime, which takes several, and another thread to
+// watch over it, where this one wakes up in the request's own time.
+func (s *Server) wait() error {
+	fds := []unix.PollFd{{Fd: int32(s.devFD), Events: unix.POLLIN}, {Fd: s.wakeFD, Events: unix.POLLIN}, {Fd: -1}}
+	timeout := -1
+	if left, due := s.who.left(); due {
+		fds[2] = unix.PollFd{Fd: int32(s.opts.Who.FD()), Events: unix.POLLIN}
+		timeout = milliseconds(left)
+	}
+	_, err := unix.Poll(fds, timeout)
+	if err != nil && err != unix.EINTR {
+		return fmt.Errorf("wait for the FUSE device: %w", err)
+	}
+	if fds[1].Revents != 0 {
+		var count [8]byte
+		unix.Read(int(s.wakeFD), count[:])
+	}
+	return nil
 }
 
 // errNonsense is a message that the library could not even refuse.
@@ -325,7 +357,14 @@ func (s *Server) failed(err error) {
 }
 
 // elsewhere answers a request in a goroutine of its own.
-func (s *Server) elsewhere(f func()) { s.work.Go(f) }
+func (s *Server) elsewhere(f func()) {
+	s.work.Go(func() {
+		f()
+		if _, due := s.who.left(); due {
+			s.rouse() // it may wait without knowing that
+		}
+	})
+}
 
 func (s *Server) addHandle(h any) fuse.HandleID {
 	s.mu.Lock()
@@ -363,17 +402,6 @@ func (s *Server) secret(node fuse.NodeID) *file {
 	return nil
 }
 
-// reader says who sent a request. It is to be called elsewhere, and before the
-// answer where it can be: until then the kernel keeps the process, and so its
-// number. Of who opens and is gone before it is looked at, only numbers are known.
-func (s *Server) reader(h *fuse.Header) once.Reader {
-	r := once.Reader{PID: h.Pid, UID: h.Uid, GID: h.Gid}
-	if h.Pid != 0 && s.opts.Who != nil {
-		r.Exe, r.Cgroup = s.opts.Who(h.Pid)
-	}
-	return r
-}
-
 // errNotAllowed is a reader whom Options.Allow does not let in; why is told to
 // the log, and to the reader only that it is so.
 type errNotAllowed struct{ why error }
@@ -391,8 +419,8 @@ func (s *Server) turnAway(r fuse.Request, f *file, kind once.Kind, op string, er
 		r.RespondError(errno(err))
 		return
 	}
-	s.elsewhere(func() {
-		tell(s.reader(r.Hdr()))
+	s.reader(r.Hdr(), s.who.ask, func(reader once.Reader) {
+		tell(reader)
 		r.RespondError(errno(err))
 	})
 }

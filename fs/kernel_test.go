@@ -83,7 +83,7 @@ func newKernel(t testing.TB, overFile bool, sizes ...int) *fakeKernel {
 	k.cond = sync.NewCond(&k.mu)
 	o := Options{
 		Path:   "/nowhere",
-		Who:    func(uint32) (string, string) { return "/bin/cat", "/group" },
+		Who:    newFakeLookup(t),
 		Holds:  func(pid uint32, _ uint64) bool { return pid%2 == 1 },
 		Status: func(from int) []byte { return fmt.Appendf(nil, `{"from":%d}`, from) },
 	}
@@ -288,4 +288,51 @@ func (k *fakeKernel) destroy() {
 	if n := k.store.Live(); n != 0 {
 		k.t.Errorf("%d buffers are alive", n)
 	}
+}
+
+// fakeLookup answers in a goroutine, as another process would.
+type fakeLookup struct {
+	ours, theirs int
+}
+
+func newFakeLookup(t testing.TB) *fakeLookup {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &fakeLookup{ours: fds[0], theirs: fds[1]}
+	if err := unix.SetNonblock(l.ours, true); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer unix.Close(l.theirs)
+		for buf := make([]byte, 8); ; {
+			n, err := unix.Read(l.theirs, buf)
+			if err == unix.EINTR {
+				continue
+			}
+			if n != len(buf) || err != nil {
+				return
+			}
+			unix.Write(l.theirs, buf)
+		}
+	}()
+	t.Cleanup(func() { unix.Close(l.ours) })
+	return l
+}
+
+func (l *fakeLookup) FD() int { return l.ours }
+
+func (l *fakeLookup) Ask(id uint64, pid uint32) error {
+	_, err := unix.Write(l.ours, binary.NativeEndian.AppendUint64(nil, id))
+	return err
+}
+
+func (l *fakeLookup) Answer() (uint64, string, string, error) {
+	var buf [8]byte
+	n, err := unix.Read(l.ours, buf[:])
+	if err == nil && n == 0 {
+		err = unix.EPIPE
+	}
+	return binary.NativeEndian.Uint64(buf[:]), "/bin/cat", "/group", err
 }

@@ -118,3 +118,27 @@ func TestC20_LocalTime(t *testing.T) {
 		t.Errorf("%q: %v", text, err)
 	}
 }
+
+// Who reads is named by the program that opens, also where the same process looked
+// at the file as another one a moment before.
+func TestC20_WhoOpensIsNamed(t *testing.T) {
+	cat, err := exec.LookPath("cat")
+	if err == nil {
+		cat, err = filepath.EvalSymlinks(cat)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := rig.NewDir(t, []byte(content))
+	m := d.MountOver("--reads", "20")
+	for n := range 20 {
+		if r := rig.Exec(t, exec.Command("sh", "-c", `test -r "$0"; exec cat "$0"`, d.Secret())); r.Out != content {
+			t.Fatalf("%+v", r)
+		}
+		for _, event := range []string{"claim", "delivery"} {
+			if e := m.WaitEvent(event, n+1); e["exe"] != cat {
+				t.Errorf("%s %d: %v", event, n, e)
+			}
+		}
+	}
+}

@@ -418,10 +418,9 @@ func (m *mounting) start(ctx context.Context) error {
 	if err := m.enclose(); err != nil {
 		return err
 	}
-	// One thread at a time from here on: a request is a few short steps of several
-	// goroutines, and to wake another processor for one takes longer than the step.
-	// Not before the check: while that waits for an answer, nobody would give it.
-	runtime.GOMAXPROCS(1)
+	// Two threads at a time from here on: one answers, and the other does all that may
+	// take longer. The runtime wakes up more of them for nothing.
+	runtime.GOMAXPROCS(2)
 	// The last thing that can fail, and it leaves the file whole if it does.
 	if err := m.removePassphrase(); err != nil {
 		return err
@@ -659,7 +658,7 @@ func (m *mounting) mount(files []fs.File, dirs []fs.Dir, uid, gid uint32) error 
 		Path: m.point.Path, Files: files, Dirs: dirs, Under: m.under,
 		AllowOther: m.AllowOther || uid != uint32(os.Geteuid()) || gid != uint32(os.Getegid()) || m.othersRead(),
 		Allow:      m.allow(),
-		Who:        m.warden.Who,
+		Who:        m.warden.Readers(),
 		Holds:      m.warden.Holds,
 		Status:     m.status,
 		Failed: func(err error) {

@@ -26,10 +26,10 @@ const (
 // Layers are all there are, from the outermost.
 func Layers() []Layer { return []Layer{Undumpable, NoPrivileges, Landlock, Seccomp} }
 
-// serving is what the serving process needs beside the runtime: to answer a FUSE
-// device through a pipe, to know its user, to leave its session once, and to wait
+// serving is what the serving process needs beside the runtime: to wait for a FUSE
+// device and to answer it through a pipe, to know its user, to leave its session once, and to wait
 // for its children.
-var serving = []string{"splice", "geteuid", "setsid", "dup3", "wait4", "waitid"}
+var serving = []string{"poll", "ppoll", "splice", "geteuid", "setsid", "dup3", "wait4", "waitid"}
 
 // reading is what the files under the mount take: openat2 below a descriptor,
 // and readlinkat of a link that is open already. Their paths lie in memory, where

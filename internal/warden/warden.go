@@ -31,10 +31,11 @@ import (
 // Command is the first argument that makes the binary the warden.
 const Command = "internal-warden"
 
-// Descriptors that the warden inherits: two ends of socket pairs.
+// Descriptors that the warden inherits: ends of socket pairs.
 const (
 	releaseFD = 3
 	lookupFD  = 4
+	readersFD = 5
 )
 
 // How long a look-up may take, and one that reads a whole executable. A reader
@@ -57,7 +58,8 @@ const settled = time.Second
 type Warden struct {
 	cmd     *exec.Cmd
 	release *channel // what changes something: nothing may stand in its way
-	lookup  *channel
+	lookup  *channel // who decides, and takes longer
+	readers *Readers
 	remover *Warden // who answers Release in its place; may be nil
 	ready   func() error
 }
@@ -68,21 +70,19 @@ type question struct {
 	Erase   bool   `json:"erase,omitempty"`
 	Release bool   `json:"release,omitempty"`
 	PID     uint32 `json:"pid,omitempty"`
-	Inode   uint64 `json:"inode,omitempty"` // not 0: does the process hold it open?
+	Inode   uint64 `json:"inode,omitempty"` // does the process hold it open?
 	// Look, not nil: the facts about the process that decide.
 	Look *process.What `json:"look,omitempty"`
 	Tree uint32        `json:"tree,omitempty"` // not 0: does the process descend from this one?
 }
 
 type answer struct {
-	ID     uint64 `json:"id"`
-	Error  string `json:"error,omitempty"`
-	Errno  int    `json:"errno,omitempty"` // what the kernel said, if it did
-	Kept   bool   `json:"kept,omitempty"`  // at the start: the file to erase is what the error is about
-	Gone   bool   `json:"gone,omitempty"`  // for Erase: removed, in spite of the error
-	Exe    string `json:"exe,omitempty"`
-	Cgroup string `json:"cgroup,omitempty"`
-	Holds  bool   `json:"holds,omitempty"`
+	ID    uint64 `json:"id"`
+	Error string `json:"error,omitempty"`
+	Errno int    `json:"errno,omitempty"` // what the kernel said, if it did
+	Kept  bool   `json:"kept,omitempty"`  // at the start: the file to erase is what the error is about
+	Gone  bool   `json:"gone,omitempty"`  // for Erase: removed, in spite of the error
+	Holds bool   `json:"holds,omitempty"`
 	// Facts and Outside answer Look.
 	Facts   process.Facts `json:"facts,omitzero"`
 	Outside bool          `json:"outside,omitempty"` // process.ErrOutside
@@ -144,6 +144,15 @@ func start(binary, path string, erasable *erase.File, how mountpoint.How, flags 
 		defer theirs[i].Close()
 	}
 	w := &Warden{}
+	readers, theirReaders, err := newReaders()
+	if err != nil {
+		for _, f := range ours {
+			f.Close()
+		}
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	defer theirReaders.Close()
+	w.readers = readers
 	for i, c := range []**channel{&w.release, &w.lookup} {
 		*c = &channel{f: ours[i], done: make(chan struct{}), waiting: map[uint64]chan answer{}}
 	}
@@ -153,8 +162,9 @@ func start(binary, path string, erasable *erase.File, how mountpoint.How, flags 
 	}
 	w.cmd = exec.Command(binary, Command, string(how), path, name, identity)
 	w.cmd.Args[0] = "oncefs"
-	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=1"}
-	w.cmd.ExtraFiles = theirs[:]
+	// Two: one for who reads, whom it waits for in the kernel.
+	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"}
+	w.cmd.ExtraFiles = append(theirs[:], theirReaders)
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{
 		// A terminal's interrupt is for the serving process, which then asks us.
 		Setpgid:    true,
@@ -168,12 +178,11 @@ func start(binary, path string, erasable *erase.File, how mountpoint.How, flags 
 		w.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: os.Getegid(), HostID: os.Getegid(), Size: 1}}
 	}
 	err = w.cmd.Start()
-	for _, f := range theirs {
+	for _, f := range w.cmd.ExtraFiles {
 		f.Close() // or its death could not be seen from ours
 	}
 	if err != nil {
-		w.release.f.Close()
-		w.lookup.f.Close()
+		w.closeChannels()
 		return nil, fmt.Errorf("start the warden: %w", err)
 	}
 	w.ready = sync.OnceValue(func() error {
@@ -256,12 +265,8 @@ func (w *Warden) Release() error {
 	return nil
 }
 
-// Who tells a process's executable and control group; what cannot be known in
-// time is "".
-func (w *Warden) Who(pid uint32) (exe, cgroup string) {
-	a, _ := w.lookup.ask(question{PID: pid}, patience)
-	return a.Exe, a.Cgroup
-}
+// Readers asks who readers are.
+func (w *Warden) Readers() *Readers { return w.readers }
 
 // Holds tells whether a process has a file of that inode number open. What
 // cannot be known in time is no.
@@ -304,8 +309,7 @@ func (w *Warden) Close() error {
 	if w.remover != nil {
 		defer w.remover.Close()
 	}
-	w.release.f.Close()
-	w.lookup.f.Close()
+	w.closeChannels()
 	ended := make(chan error, 1)
 	go func() { ended <- w.cmd.Wait() }()
 	select {
@@ -314,6 +318,12 @@ func (w *Warden) Close() error {
 	case <-time.After(time.Second):
 		return errors.New("the warden does not end")
 	}
+}
+
+func (w *Warden) closeChannels() {
+	w.release.f.Close()
+	w.lookup.f.Close()
+	w.readers.f.Close()
 }
 
 // A channel carries questions one way and answers, in any order, the other: no
@@ -426,6 +436,7 @@ func Main(args []string) int {
 	}
 	release.answer(answer{})
 	time.AfterFunc(settled, sandbox.GiveBack)
+	go answerReaders(readersFD)
 	go lookup.serve(func(q question) answer {
 		switch {
 		case q.Look != nil:
@@ -433,12 +444,10 @@ func Main(args []string) int {
 			a := failed(err)
 			a.Facts, a.Outside = facts, errors.Is(err, process.ErrOutside)
 			return a
-		case q.Inode != 0:
-			return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
 		case q.Tree != 0:
 			return answer{Within: process.Descends(q.PID, q.Tree)}
 		}
-		return answer{Exe: process.Exe(q.PID), Cgroup: process.Cgroup(q.PID)}
+		return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
 	})
 	var one sync.Mutex
 	release.serve(func(q question) answer {
