@@ -255,17 +255,25 @@ func openWorkshop(e *env, editor []string, name string, writable bool, max size)
 	}
 	theirOut.Close()
 	var b [1]byte
-	if _, err := io.ReadFull(w.out, b[:]); err != nil || b[0] != placeReady {
-		return nil, w.died()
+	if _, err := io.ReadFull(w.out, b[:]); err != nil {
+		return nil, w.died(err)
 	}
 	return w, nil
 }
 
-// died is how the child ended without a verdict; what went wrong it has said.
-func (w *workshop) died() error {
-	err := w.cmd.Wait()
-	if code := w.cmd.ProcessState.ExitCode(); code > 0 {
+// died is how the child ended without a verdict, once something that takes both
+// had failed. What went wrong there it has said.
+func (w *workshop) died(err error) error {
+	// One that waits for us ends by it.
+	closeAll(w.in)
+	closeAll(w.out)
+	ended := w.cmd.Wait()
+	gone := errors.Is(err, unix.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if code := w.cmd.ProcessState.ExitCode(); gone && code > 0 {
 		return statusError(code)
+	}
+	if gone && ended != nil {
+		err = ended
 	}
 	return fmt.Errorf("%w: the private place was destroyed: %w", errGivenUp, err)
 }
@@ -274,6 +282,10 @@ func (w *workshop) died() error {
 // terminal sends are for the editor; those that end a process are passed on to
 // the child, which then hands over what there is.
 func (w *workshop) edit(plain *secretmem.Buffer, max size) (edited *secretmem.Buffer, verdict byte, err error) {
+	store, err := secretmem.Open(false) // while nothing is edited that could be lost
+	if err != nil {
+		return nil, 0, err
+	}
 	signals, done := make(chan os.Signal, 4), make(chan struct{})
 	signal.Notify(signals, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGHUP)
 	defer close(done)
@@ -293,23 +305,19 @@ func (w *workshop) edit(plain *secretmem.Buffer, max size) (edited *secretmem.Bu
 	var head [9]byte
 	binary.BigEndian.PutUint64(head[:], uint64(plain.Size()))
 	if _, err := w.in.Write(head[:8]); err != nil {
-		return nil, 0, w.died()
+		return nil, 0, w.died(err)
 	}
 	if err := plain.Copy(int(w.in.Fd())); err != nil {
-		return nil, 0, w.died()
+		return nil, 0, w.died(err)
 	}
 	w.in.Close()
 	if _, err := io.ReadFull(w.out, head[:]); err != nil {
-		return nil, 0, w.died()
-	}
-	store, err := secretmem.Open(false)
-	if err != nil {
-		return nil, 0, err
+		return nil, 0, w.died(err)
 	}
 	edited = store.NewBuffer(int64(max))
 	if err := edited.Fill(int(w.out.Fd()), int64(binary.BigEndian.Uint64(head[1:]))); err != nil {
 		edited.Wipe()
-		return nil, 0, fmt.Errorf("take over what was edited: %w", err)
+		return nil, 0, fmt.Errorf("take over what was edited, which is lost: %w", err)
 	}
 	return edited, head[0], nil
 }

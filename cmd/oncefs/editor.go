@@ -112,9 +112,6 @@ func editMain(args []string, stdout, stderr *os.File) int {
 
 func (s *session) run(in, out *os.File) error {
 	if err := s.receive(in); err != nil {
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return statusError(exitOther) // the parent has ended
-		}
 		return fmt.Errorf("put the content into the private place: %w", err)
 	}
 	verdict := byte(accepted)
