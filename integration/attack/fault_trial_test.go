@@ -326,7 +326,7 @@ func (tr *trial) violent() bool { return tr.rep.Hit && tr.order.Kill || tr.crash
 // An act is what an error must name, beside what the kernel said.
 var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|chown|fcntl|epoll|dup3|seek|readlink|access|flock|sync|fsync|close|pipe2?|socketpair|start|exec|fork/exec|` +
 	`mount|unmount|umount|fsopen|fsconfig|fsmount|move_mount|mount_setattr|statfs|editor|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|changed|wait4|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
-	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|supervisor|extended attributes|access control list|owner)\b`)
+	`prctl|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|private place|supervisor|extended attributes|access control list|owner)\b`)
 
 // speaks looks that a failure says what failed, in the last line that is no hint.
 func (tr *trial) speaks() {
