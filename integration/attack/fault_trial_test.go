@@ -391,6 +391,7 @@ func (tr *trial) mountAlarmed() {
 		return
 	}
 	defer alarm.Close()
+	atIntrusion := false // it ended
 	tr.afterRead = func(ended <-chan struct{}) {
 		tr.intrude()
 		raised := make(chan struct{})
@@ -405,9 +406,7 @@ func (tr *trial) mountAlarmed() {
 		case <-raised:
 		case <-tr.told:
 		case <-ended:
-			if !tr.violent() {
-				tr.complain("it ended at an intrusion")
-			}
+			atIntrusion = true
 		case <-time.After(trialPatience / 2):
 			tr.complain("no command was started at an intrusion, and nobody was told")
 		}
@@ -415,6 +414,9 @@ func (tr *trial) mountAlarmed() {
 		<-raised
 	}
 	tr.mount()
+	if atIntrusion && !tr.violent() {
+		tr.complain("it ended at an intrusion")
+	}
 }
 
 // mount is a mount that becomes ready, is read, and ends.
