@@ -801,7 +801,7 @@ func (tr *trial) command() {
 	tr.toEnd()
 	got := tr.stdout
 	tr.stdout = "" // the command's
-	tr.ready = strings.Contains(tr.stderr, `"msg":"ready"`)
+	tr.ready = strings.Contains(tr.stderr, `"msg":"ready"`) || got != ""
 	tr.failed = got != string(tr.content)
 	switch {
 	case tr.code == 0 && tr.failed:

@@ -74,6 +74,7 @@ func (f *Front) Run() (status int, err error) {
 	}
 	// Only now: who writes a child's user mapping must be seen in /proc.
 	if err := f.Undump(); err != nil {
+		hangUp(sup, reap)
 		return 0, err
 	}
 	for announced := false; !sup.ended; {
@@ -166,11 +167,7 @@ func (f *Front) start(reap *reaper) (*child, error) {
 		if err == nil && line == "" {
 			err = sup.broken
 		}
-		sup.close() // one that could not tell that it is up ends by it
-		for !sup.ended {
-			<-reap.wake
-			reap.reap(sup)
-		}
+		hangUp(sup, reap) // one that could not tell that it is up ends by it
 		if err = cmp.Or(err, sup.lost); err != nil {
 			return nil, err
 		}
@@ -181,6 +178,15 @@ func (f *Front) start(reap *reaper) (*child, error) {
 		return nil, &died{sup.status}
 	}
 	return nil, &NotPrivateError{strings.Join(why, "; ")}
+}
+
+// hangUp lets the supervisor take down what it has, and waits for its end.
+func hangUp(sup *child, reap *reaper) {
+	sup.close()
+	for !sup.ended {
+		<-reap.wake
+		reap.reap(sup)
+	}
 }
 
 // A died is a supervisor that ended before it was up.
