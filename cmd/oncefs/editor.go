@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -132,6 +133,9 @@ func (s *session) run(in, out *os.File) error {
 		break
 	}
 	f, size, err := s.open()
+	if verdict != givenUp && err != nil && !errors.Is(err, fs.ErrNotExist) {
+		fmt.Fprintf(os.Stderr, "oncefs: what was edited cannot be read, and is lost: %v\n", err)
+	}
 	if verdict == givenUp || err != nil {
 		_, err := out.Write(append([]byte{givenUp}, make([]byte, 8)...))
 		return err
