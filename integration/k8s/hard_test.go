@@ -57,6 +57,7 @@ func (s *space) endProgram(pod, container string) {
 
 // The program dies: oncefs ends as it did, or is stopped, and the pod is over.
 func TestProgramDies(t *testing.T) {
+	t.Parallel()
 	for _, shape := range shapes {
 		t.Run(shape, func(t *testing.T) {
 			t.Parallel()
@@ -94,6 +95,7 @@ func TestInContainer_ProgramDiesWithRestart(t *testing.T) {
 
 // In the container, oncefs is killed: all of it ends, and nothing is on the node.
 func TestKilled(t *testing.T) {
+	t.Parallel()
 	for _, shape := range shapes {
 		if shape == "sidecar" {
 			continue // it goes on, see below
@@ -224,6 +226,7 @@ func (s *space) idle(shape string) object {
 // A pod that is deleted goes within seconds, with its mount, also when nobody has
 // read and when somebody is reading.
 func TestDeleted(t *testing.T) {
+	t.Parallel()
 	for _, shape := range shapes {
 		path := served(shape)
 		t.Run(shape+"/unread", func(t *testing.T) {
@@ -250,6 +253,7 @@ func TestDeleted(t *testing.T) {
 
 // Jobs end: oncefs keeps nobody waiting.
 func TestJob(t *testing.T) {
+	t.Parallel()
 	for _, shape := range shapes {
 		t.Run(shape, func(t *testing.T) {
 			t.Parallel()

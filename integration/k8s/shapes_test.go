@@ -138,6 +138,7 @@ func TestSidecar(t *testing.T) {
 
 // TestMetrics has the counters asked for as Prometheus does, from within the pod.
 func TestMetrics(t *testing.T) {
+	t.Parallel()
 	for _, shape := range []string{"in-container", "sidecar"} {
 		t.Run(shape, func(t *testing.T) {
 			t.Parallel()
