@@ -238,7 +238,7 @@ func TestC22_WrongKey(t *testing.T) {
 // TestC23_Truncated cuts messages at every place: an error always, though bytes
 // have come out before it is known.
 func TestC23_Truncated(t *testing.T) {
-	plain := random(3000)
+	plain := random(600)
 	messages := map[string][]byte{
 		"mdc":        quick(t, plain, nil),
 		"aead":       quick(t, plain, &packet.Config{DefaultCipher: packet.CipherAES256, AEADConfig: &packet.AEADConfig{DefaultMode: packet.AEADModeOCB, ChunkSize: 64}}),
@@ -275,6 +275,10 @@ func TestC23_TruncatedArmor(t *testing.T) {
 	want := sample(t)
 	end := bytes.LastIndex(msg, []byte("\n=")) // the checksum line
 	for n := range msg {
+		// The passphrase is stretched for each. What is special is near the end.
+		if n < end-8 && n%7 != 0 {
+			continue
+		}
 		got, err := decrypt(msg[:n], vectorPass, 1<<20)
 		if err == nil && (n < end || !bytes.Equal(got, want)) {
 			t.Fatalf("cut to %d of %d bytes: no error", n, len(msg))
