@@ -36,7 +36,7 @@ integration: build ## the built binary on real mounts, as root and as a plain us
 	ci/integration
 
 race: build ## 200 readers race for one file, 100 rounds, also with GOMAXPROCS=1
-	ONCEFS_ROUNDS=100 ci/integration -test.run TestC3_Race
+	ONCEFS_ROUNDS=100 ONCEFS_BIN=$(CURDIR)/dist/oncefs $(GO) test -count=1 -v -timeout 20m -run 'TestC3_Race$$' ./integration
 
 man: ## write docs/man and the README's usage text anew
 	$(GO) test -count=1 -run 'TestManPage|TestReadme' ./cmd/oncefs -update
