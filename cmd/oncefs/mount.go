@@ -420,7 +420,7 @@ func (m *mounting) start(ctx context.Context) error {
 	}
 	// Two threads at a time from here on: one answers, and the other does all that may
 	// take longer. The runtime wakes up more of them for nothing.
-	runtime.GOMAXPROCS(2)
+	runtime.GOMAXPROCS(min(2, runtime.GOMAXPROCS(0)))
 	// The last thing that can fail, and it leaves the file whole if it does.
 	if err := m.removePassphrase(); err != nil {
 		return err
