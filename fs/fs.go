@@ -29,6 +29,7 @@ import (
 
 	"oncefs/internal/once"
 	"oncefs/internal/secretmem"
+	"oncefs/internal/wait"
 )
 
 // StatusAttr is the extended attribute of the mount's root that tells the
@@ -290,14 +291,14 @@ func (s *Server) rouse() {
 }
 
 func (s *Server) loop() (stopped bool, _ error) {
-	for !s.over.Load() {
+	for w := (wait.Waiter{}); !s.over.Load(); {
 		s.who.hear()
 		req, err := s.readRequest()
 		switch {
 		case err == nil:
 			s.dispatch(req)
 		case errors.Is(err, unix.EAGAIN):
-			if err := s.wait(); err != nil {
+			if err := s.wait(&w); err != nil {
 				return false, err
 			}
 		case err == io.EOF, errors.Is(err, unix.ECONNABORTED):
@@ -313,18 +314,15 @@ func (s *Server) loop() (stopped bool, _ error) {
 	return true, nil
 }
 
-// wait waits for the kernel, for who reads, or to be roused. It is a call of its
-// own and not left to the Go runtime, which takes several, and another thread to
-// watch over it, where this one wakes up in the request's own time.
-func (s *Server) wait() error {
+// wait waits for the kernel, for who reads, or to be roused; or returns for nothing.
+func (s *Server) wait(w *wait.Waiter) error {
 	fds := []unix.PollFd{{Fd: int32(s.devFD), Events: unix.POLLIN}, {Fd: s.wakeFD, Events: unix.POLLIN}, {Fd: -1}}
-	timeout := -1
+	limit := time.Duration(-1)
 	if left, due := s.who.left(); due {
 		fds[2] = unix.PollFd{Fd: int32(s.opts.Who.FD()), Events: unix.POLLIN}
-		timeout = milliseconds(left)
+		limit = left
 	}
-	_, err := unix.Poll(fds, timeout)
-	if err != nil && err != unix.EINTR {
+	if err := w.Poll(fds, limit); err != nil {
 		return fmt.Errorf("wait for the FUSE device: %w", err)
 	}
 	if fds[1].Revents != 0 {

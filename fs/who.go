@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"oncefs/internal/once"
+	"oncefs/internal/wait"
 )
 
 // A Lookup tells who a process is. Another process knows that: the one that holds
@@ -17,8 +19,8 @@ type Lookup interface {
 	// goroutines at once.
 	Ask(id uint64, pid uint32) error
 	// Answer is the next answer, in the order of the questions, and does not wait:
-	// the error is unix.EAGAIN while there is none, and any other means that there
-	// will be none any more.
+	// an error that is unix.EAGAIN says that there is none yet, and any other that
+	// there will be none any more.
 	Answer() (id uint64, exe, cgroup string, err error)
 	// FD is readable when Answer has something to tell.
 	FD() int
@@ -156,10 +158,10 @@ func (a *asking) take() {
 			return
 		}
 		id, exe, cgroup, err := a.lookup.Answer()
-		switch err {
-		case nil:
+		switch {
+		case err == nil:
 			a.settle(id, exe, cgroup)
-		case unix.EAGAIN:
+		case errors.Is(err, unix.EAGAIN):
 			return
 		default:
 			a.mu.Lock()
@@ -199,20 +201,14 @@ func (a *asking) settle(id uint64, exe, cgroup string) {
 
 // hearOut waits until nobody waits for an answer.
 func (a *asking) hearOut() {
-	for {
+	for w := (wait.Waiter{}); ; {
 		left, due := a.left()
 		if !due {
 			return
 		}
-		fds := []unix.PollFd{{Fd: int32(a.lookup.FD()), Events: unix.POLLIN}}
-		unix.Poll(fds, milliseconds(left))
+		_ = w.Poll([]unix.PollFd{{Fd: int32(a.lookup.FD()), Events: unix.POLLIN}}, left) // or nothing is left soon
 		a.hear()
 	}
-}
-
-// milliseconds is never less than the time that is left.
-func milliseconds(left time.Duration) int {
-	return int((left + time.Millisecond - 1) / time.Millisecond)
 }
 
 // reader finds out who sent a request. It is to be called before the answer, or

@@ -3,13 +3,13 @@ package warden
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
 
 	"oncefs/internal/process"
+	"oncefs/internal/wait"
 )
 
 // Readers asks the warden who processes are, for the log. Every reader waits for
@@ -56,20 +56,14 @@ func (r *Readers) Ask(id uint64, pid uint32) error {
 	var q [questionSize]byte
 	binary.NativeEndian.PutUint64(q[:], id)
 	binary.NativeEndian.PutUint32(q[8:], pid)
-	return ignoringEINTR(func() error {
-		_, err := unix.Write(r.fd, q[:])
-		return err
-	})
+	_, err := r.f.Write(q[:])
+	return err
 }
 
-// Answer is the next answer, in the order of the questions; unix.EAGAIN says that
-// there is none yet. What cannot be known is "".
+// Answer is the next answer, in the order of the questions; an error that is
+// unix.EAGAIN says that there is none yet. What cannot be known is "".
 func (r *Readers) Answer() (id uint64, exe, cgroup string, err error) {
-	var n int
-	err = ignoringEINTR(func() (err error) {
-		n, err = unix.Read(r.fd, r.buf[:])
-		return err
-	})
+	n, err := r.f.Read(r.buf[:])
 	if err != nil {
 		return 0, "", "", err
 	}
@@ -82,32 +76,27 @@ func (r *Readers) Answer() (id uint64, exe, cgroup string, err error) {
 
 // answerReaders is the warden's end: one question after another, for none takes
 // longer than a look into /proc.
-func answerReaders(fd int) {
+func answerReaders() {
+	f := os.NewFile(readersFD, "readers")
 	var q [questionSize]byte
 	a := make([]byte, 0, answerMost)
-	for {
-		var n int
-		err := ignoringEINTR(func() (err error) {
-			n, err = unix.Read(fd, q[:])
-			return err
-		})
-		if err != nil || n != len(q) {
+	due := []unix.PollFd{{Fd: readersFD, Events: unix.POLLIN}}
+	for w := (wait.Waiter{}); ; {
+		if err := w.Poll(due, -1); err != nil {
+			return
+		}
+		if due[0].Revents == 0 {
+			continue
+		}
+		if n, err := f.Read(q[:]); err != nil || n != len(q) {
 			return // the serving process is gone
 		}
 		pid := binary.NativeEndian.Uint32(q[8:])
 		a = append(a[:0], q[:8]...)
 		a = append(append(a, process.Exe(pid)...), 0)
 		a = append(a, process.Cgroup(pid)...)
-		if err := ignoringEINTR(func() error { _, err := unix.Write(fd, a); return err }); err != nil {
+		if _, err := f.Write(a); err != nil {
 			return
-		}
-	}
-}
-
-func ignoringEINTR(f func() error) error {
-	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
-			return err
 		}
 	}
 }

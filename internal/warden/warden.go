@@ -436,7 +436,7 @@ func Main(args []string) int {
 	}
 	release.answer(answer{})
 	time.AfterFunc(settled, sandbox.GiveBack)
-	go answerReaders(readersFD)
+	go answerReaders()
 	go lookup.serve(func(q question) answer {
 		switch {
 		case q.Look != nil:
