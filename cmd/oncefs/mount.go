@@ -714,27 +714,10 @@ func firstLine(s string) error {
 	return errors.New(line)
 }
 
-// check makes the first stat of each file, as a reader would.
+// check has the first stat of each file made, as a reader would.
 func (m *mounting) check(ctx context.Context) error {
 	checked := make(chan error, 1)
-	go func() {
-		for _, s := range m.secrets {
-			var st unix.Stat_t
-			err := unix.Lstat(s.path, &st)
-			if err == unix.EACCES && strings.Contains(s.name, "/") {
-				continue // its directory is not ours to go into, and the kernel knows
-			}
-			if err != nil {
-				checked <- fmt.Errorf("%w: stat %s: %w", errSelfCheck, s.path, err)
-				return
-			}
-			if st.Size != s.once.Size() || st.Mode != unix.S_IFREG|uint32(s.mode) {
-				checked <- fmt.Errorf("%w: %s has another size or mode", errSelfCheck, s.path)
-				return
-			}
-		}
-		checked <- nil
-	}()
+	go func() { checked <- m.shows() }()
 	select {
 	case err := <-checked:
 		return err
@@ -744,6 +727,31 @@ func (m *mounting) check(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// shows tells whether the mount shows what it should.
+func (m *mounting) shows() error {
+	names := make([]string, len(m.secrets))
+	for i, s := range m.secrets {
+		if !m.point.File {
+			names[i] = s.name
+		}
+	}
+	shown, err := m.warden.Stat(names)
+	if err != nil {
+		return fmt.Errorf("%w: stat: %w", errSelfCheck, err)
+	}
+	for i, s := range m.secrets {
+		switch st := shown[i]; {
+		case st.Errno == unix.EACCES && strings.Contains(s.name, "/"):
+			// Its directory is not ours to go into, and the kernel knows.
+		case st.Errno != 0:
+			return fmt.Errorf("%w: stat %s: %w", errSelfCheck, s.path, st.Errno)
+		case st.Size != s.once.Size() || st.Mode != unix.S_IFREG|uint32(s.mode):
+			return fmt.Errorf("%w: %s has another size or mode", errSelfCheck, s.path)
+		}
+	}
+	return nil
 }
 
 func (m *mounting) removePassphrase() error {

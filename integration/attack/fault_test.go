@@ -368,3 +368,34 @@ func TestFaults_NoRoomForSignals(t *testing.T) {
 		t.Errorf("exit %d: %s", r.Code, r.Err)
 	}
 }
+
+// Killed before any of its answers, the server ends, and whoever waits for the
+// answer with it: a server that waited for itself could not.
+func TestFaults_KilledBeforeEachAnswer(t *testing.T) {
+	rig.Root(t)
+	if runtime.GOARCH != "amd64" {
+		t.Skip("SKIPPED: the faulter knows the registers of x86-64 only")
+	}
+	for _, s := range scenarios[:2] { // over a directory and over a file
+		t.Run(s.name, func(t *testing.T) {
+			f := newFaults(t, s)
+			var answers []order
+			for _, o := range f.orders() {
+				if !o.Kill || o.Call != "write" || !strings.Contains(o.Site, "writeToKernel") {
+					continue
+				}
+				for ; o.Nth > 0; o.Nth-- {
+					if !slices.Contains(answers, o) {
+						answers = append(answers, o)
+					}
+				}
+			}
+			if len(answers) < 5 {
+				t.Fatalf("only %d answers were seen: %v", len(answers), answers)
+			}
+			for _, tr := range f.attempt(answers, time.Minute) {
+				t.Logf("%v: %s", tr.order, tr.class())
+			}
+		})
+	}
+}

@@ -287,7 +287,13 @@ func (tr *trial) wait(cmd *exec.Cmd, ended <-chan struct{}, what string) {
 	case <-time.After(trialPatience):
 		tr.complain("hung: %s", what)
 		cmd.Process.Kill() // and with it all that it traces
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(trialPatience / 9):
+			tr.complain("it cannot be killed")
+			unix.Unmount(tr.target, unix.MNT_FORCE) // who waits for its own answer ends now
+			<-ended
+		}
 	}
 	if cmd.ProcessState != nil {
 		tr.code = cmd.ProcessState.ExitCode()

@@ -3,9 +3,11 @@
 // The process that holds the secret ends with no privilege, no file to open and
 // no program to start. Three things are left that take more: to remove the
 // passphrase file, to take the mount off, and to look up who is reading, which
-// /proc tells only to those that could trace the reader. A small child of the
-// same binary does them when asked. It holds no secret, and no answer of its can
-// make the serving process give one out.
+// /proc tells only to those that could trace the reader. A fourth is that the
+// serving process must not look at its own mount: killed while the kernel waits
+// for it to answer itself, it could not end. A small child of the same binary does
+// them when asked. It holds no secret, and no answer of its can make the serving
+// process give one out.
 package warden
 
 import (
@@ -15,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,6 +39,7 @@ const (
 	releaseFD = 3
 	lookupFD  = 4
 	readersFD = 5
+	parentFD  = 6 // the directory that the mount's name is in, for Stat
 )
 
 // How long a look-up may take, and one that reads a whole executable. A reader
@@ -57,6 +61,7 @@ const settled = time.Second
 // goroutines.
 type Warden struct {
 	cmd     *exec.Cmd
+	path    string   // of the mount
 	release *channel // what changes something: nothing may stand in its way
 	lookup  *channel // who decides, and takes longer
 	readers *Readers
@@ -74,6 +79,7 @@ type question struct {
 	// Look, not nil: the facts about the process that decide.
 	Look *process.What `json:"look,omitempty"`
 	Tree uint32        `json:"tree,omitempty"` // not 0: does the process descend from this one?
+	Stat []string      `json:"stat,omitempty"` // paths below the parent directory
 }
 
 type answer struct {
@@ -87,6 +93,14 @@ type answer struct {
 	Facts   process.Facts `json:"facts,omitzero"`
 	Outside bool          `json:"outside,omitempty"` // process.ErrOutside
 	Within  bool          `json:"within,omitempty"`
+	Shown   []Shown       `json:"shown,omitempty"` // for Stat, in the order of the paths
+}
+
+// Shown is what stat shows of one file.
+type Shown struct {
+	Size  int64      `json:"size"`
+	Mode  uint32     `json:"mode"`            // type and permission bits, as in stat(2)
+	Errno unix.Errno `json:"errno,omitempty"` // not 0: nothing was shown
 }
 
 // Start starts the warden of a point, which must be done before the mount is
@@ -143,7 +157,7 @@ func start(binary, path string, erasable *erase.File, how mountpoint.How, flags 
 		ours[i], theirs[i] = os.NewFile(uintptr(fds[0]), "warden"), os.NewFile(uintptr(fds[1]), "warden's end")
 		defer theirs[i].Close()
 	}
-	w := &Warden{}
+	w := &Warden{path: path}
 	readers, theirReaders, err := newReaders()
 	if err != nil {
 		for _, f := range ours {
@@ -165,6 +179,17 @@ func start(binary, path string, erasable *erase.File, how mountpoint.How, flags 
 	// Two: one for who reads, whom it waits for in the kernel.
 	w.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2"}
 	w.cmd.ExtraFiles = append(theirs[:], theirReaders)
+	if flags&unix.CLONE_NEWUSER == 0 {
+		// Opened here, for in a mount namespace of its own the mount cannot be seen
+		// by its path.
+		parent, err := os.OpenFile(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			w.closeChannels()
+			return nil, err
+		}
+		defer parent.Close()
+		w.cmd.ExtraFiles = append(w.cmd.ExtraFiles, parent)
+	}
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{
 		// A terminal's interrupt is for the serving process, which then asks us.
 		Setpgid:    true,
@@ -298,6 +323,20 @@ func (w *Warden) Look(pid uint32, what process.What) (process.Facts, error) {
 func (w *Warden) Descends(pid, ancestor uint32) bool {
 	a, _ := w.lookup.ask(question{PID: pid, Tree: ancestor}, patience)
 	return a.Within
+}
+
+// Stat looks at files of the mount, by their names in it; "" is what the mount is
+// on. It is to be asked once, and waits for as long as the mount takes to answer.
+func (w *Warden) Stat(names []string) ([]Shown, error) {
+	paths := make([]string, len(names))
+	for i, name := range names {
+		paths[i] = filepath.Join(filepath.Base(w.path), name)
+	}
+	a, err := w.lookup.ask(question{Stat: paths}, 0)
+	if err == nil && len(a.Shown) != len(names) {
+		err = ErrGone
+	}
+	return a.Shown, err
 }
 
 // PID is the warden's process.
@@ -446,6 +485,8 @@ func Main(args []string) int {
 			return a
 		case q.Tree != 0:
 			return answer{Within: process.Descends(q.PID, q.Tree)}
+		case q.Stat != nil:
+			return answer{Shown: stat(q.Stat)}
 		}
 		return answer{Holds: process.HoldsOpen(q.PID, q.Inode)}
 	})
@@ -468,6 +509,22 @@ func Main(args []string) int {
 	// The serving process is gone. A mount that it left is dead and says so to
 	// readers (ENOTCONN); an empty directory in its place would be a lie.
 	return 0
+}
+
+// stat looks at paths below the parent directory and then lets go of that, for its
+// filesystem could not be unmounted as long as it is open.
+func stat(paths []string) []Shown {
+	defer unix.Close(parentFD)
+	all := make([]Shown, len(paths))
+	for i, path := range paths {
+		var st unix.Stat_t
+		err := unix.Fstatat(parentFD, path, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil && !errors.As(err, &all[i].Errno) {
+			all[i].Errno = unix.EIO
+		}
+		all[i].Size, all[i].Mode = st.Size, st.Mode
+	}
+	return all
 }
 
 // An end is the warden's end of a channel.
