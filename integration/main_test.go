@@ -22,6 +22,7 @@ func init() {
 
 // TestMain is also the reader that tests start as a process of its own.
 func TestMain(m *testing.M) {
+	rig.Calm()
 	if len(os.Args) > 1 && os.Args[1] == "reader" {
 		os.Exit(reader(os.Args[2:]))
 	}

@@ -12,6 +12,7 @@ import (
 
 // TestMain is also every other process that the tests need.
 func TestMain(m *testing.M) {
+	rig.Calm()
 	if len(os.Args) > 1 {
 		switch os.Args[1] {
 		case "hold":

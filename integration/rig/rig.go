@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -478,6 +479,15 @@ func Leftovers() []string {
 	}
 	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), Prefix+"*"))
 	return append(all, dirs...)
+}
+
+// Calm is called first by each process of the tests. None of them lives long enough
+// to need its garbage collected, and in Go 1.26 a collection that begins while a
+// thread enters a long system call, as waiting for a child is one, can hold
+// everything up for a minute: see internal/wait.
+func Calm() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(2 << 30)
 }
 
 // Main runs the tests of a package and returns its exit status, which is not 0 if
