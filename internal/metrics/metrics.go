@@ -51,6 +51,10 @@ type Sample struct {
 	Intrusions int64  `json:"intrusions"`
 }
 
+// startPatience is how long the program may take until it is set up, which is
+// milliseconds: one that is not by then never will be.
+const startPatience = 30 * time.Second
+
 // ErrMissing says that the program is not installed.
 var ErrMissing = errors.New(Program + " is not there")
 
@@ -92,9 +96,15 @@ func Start(dir, address, file string) (*Metrics, error) {
 	}
 	theirs.Close() // or its death could not be seen from ours
 	go func() { m.cmd.Wait(); close(m.ended) }()
-	line, err := bufio.NewReader(m.socket).ReadBytes('\n')
+	var line []byte
+	if err = m.socket.SetReadDeadline(time.Now().Add(startPatience)); err == nil {
+		line, err = bufio.NewReader(m.socket).ReadBytes('\n')
+	}
 	var said setUp
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		m.cmd.Process.Kill()
+		err = fmt.Errorf("%s was not set up within %v", Program, startPatience)
 	case err != nil:
 		err = errors.New(Program + " ended before it was set up")
 	case json.Unmarshal(line, &said) != nil:
