@@ -27,9 +27,9 @@ const (
 func Layers() []Layer { return []Layer{Undumpable, NoPrivileges, Landlock, Seccomp} }
 
 // serving is what the serving process needs beside the runtime: to wait for a FUSE
-// device and to answer it through a pipe, to know its user, to leave its session once, and to wait
-// for its children.
-var serving = []string{"poll", "ppoll", "splice", "geteuid", "setsid", "dup3", "wait4", "waitid"}
+// device and to answer it through a pipe, to know its user, to leave its session once,
+// to hang up on its supervisor, and to wait for its children.
+var serving = []string{"poll", "ppoll", "splice", "geteuid", "setsid", "dup3", "shutdown", "wait4", "waitid"}
 
 // reading is what the files under the mount take: openat2 below a descriptor,
 // and readlinkat of a link that is open already. Their paths lie in memory, where

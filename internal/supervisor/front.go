@@ -113,6 +113,7 @@ func (f *Front) Run() (status int, err error) {
 	}
 	if sup.status.Signaled() {
 		// Killed: what it had started has come to us, and is not to outlive us.
+		f.Warn(fmt.Errorf("the supervisor ended by a signal: %v", sup.status.Signal()))
 		killAll(reap, 0, leftGrace)
 	}
 	return code(sup.status), nil
