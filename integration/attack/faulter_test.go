@@ -70,7 +70,7 @@ func faultMain(args []string) int {
 	in := &faulter{to: args[0], rep: &rep, tracees: map[int]*tracee{}, groups: map[int]*group{}, seen: map[sighting]int{}}
 	err := json.Unmarshal([]byte(args[1]), &in.order)
 	if err == nil {
-		in.lines, err = linesOf(args[3])
+		err = in.know(args[3])
 	}
 	code := 125
 	if err == nil {
@@ -98,10 +98,9 @@ type faulter struct {
 	order   order
 	to      string // file for the report
 	rep     *report
-	lines   *gosym.Table
-	program string
-	tracees map[int]*tracee // by thread
-	groups  map[int]*group  // by process
+	lines   map[string]*gosym.Table // of our programs, by path
+	tracees map[int]*tracee         // by thread
+	groups  map[int]*group          // by process
 	seen    map[sighting]int
 	count   int          // occurrences of what is ordered
 	daemon  atomic.Int64 // the process that SIGTERM is passed on to
@@ -110,12 +109,23 @@ type faulter struct {
 // A group is the threads of one process.
 type group struct {
 	role  string
-	goBin bool // runs the program under test, whose lines are known
+	lines *gosym.Table // of what it runs; nil for a program that is not ours
 }
 
 type tracee struct {
 	tgid  int
 	errno int // to be returned at the exit; 0 for none
+}
+
+// know reads the lines of the program and of the one beside it.
+func (in *faulter) know(program string) (err error) {
+	in.lines = map[string]*gosym.Table{}
+	for _, p := range []string{program, filepath.Join(filepath.Dir(program), publisherName)} {
+		if in.lines[p], err = linesOf(p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func linesOf(program string) (*gosym.Table, error) {
@@ -139,7 +149,6 @@ const traceOptions = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | uni
 	unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
 
 func (in *faulter) run(args []string) (code int, err error) {
-	in.program = args[0]
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
@@ -285,10 +294,12 @@ func (in *faulter) executed(pid int) {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	args := strings.Split(string(line), "\x00")
 	g := in.groups[pid]
-	g.goBin = exe == in.program
+	g.lines = in.lines[exe]
 	switch {
-	case !g.goBin || filepath.Base(args[0]) == "fusermount3":
+	case g.lines == nil || filepath.Base(args[0]) == "fusermount3":
 		g.role = "helper"
+	case filepath.Base(exe) == publisherName:
+		g.role = metricsRole
 	case len(args) < 2:
 		g.role = "oncefs"
 	case args[1] == "internal-edit":
@@ -307,8 +318,10 @@ func (in *faulter) executed(pid int) {
 	}
 }
 
-// daemonRole is the process that serves.
-const daemonRole = "daemon"
+const (
+	daemonRole  = "daemon"  // serves
+	metricsRole = "metrics" // shows the counters of one that does
+)
 
 func callName(number int) string {
 	if name, ok := arch.X86_64.SyscallNumbers[number]; ok {
@@ -412,7 +425,7 @@ var runtimeCalls = strings.Fields("futex nanosleep clock_nanosleep rt_sigaction 
 // neither the runtime's nor a wrapper's. Frame pointers lead there. For programs
 // that are not ours it is "".
 func (in *faulter) site(pid int, call string, g *group, sp uint64) (site, where string) {
-	if !g.goBin {
+	if g.lines == nil {
 		return "", ""
 	}
 	if slices.Contains(runtimeCalls, call) {
@@ -430,7 +443,7 @@ func (in *faulter) site(pid int, call string, g *group, sp uint64) (site, where 
 	pc, ok := word(sp)
 	frame := regs.Rbp
 	for depth := 0; ok && depth < 40; depth++ {
-		file, line, fn := in.lines.PCToLine(pc - 1)
+		file, line, fn := g.lines.PCToLine(pc - 1)
 		if fn == nil {
 			break
 		}
