@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 )
@@ -27,6 +28,10 @@ func main() {
 			exit(serveBazil(os.Args[2:]))
 		}
 	}
+	// A collection costs the peers nothing, and can stop what times them: in Go 1.26
+	// for a minute, where it meets a thread that begins a long system call.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(8 << 30)
 	exit(run())
 }
 
