@@ -133,7 +133,8 @@ func (s *session) run(in, out *os.File) error {
 		break
 	}
 	f, size, err := s.open()
-	if verdict != givenUp && err != nil && !errors.Is(err, fs.ErrNotExist) {
+	told := verdict == unasked && errors.Is(err, fs.ErrNotExist) // it is what the problem was
+	if verdict != givenUp && err != nil && !told {
 		fmt.Fprintf(os.Stderr, "oncefs: what was edited cannot be read, and is lost: %v\n", err)
 	}
 	if verdict == givenUp || err != nil {
@@ -141,10 +142,14 @@ func (s *session) run(in, out *os.File) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := out.Write(binary.BigEndian.AppendUint64([]byte{verdict}, uint64(size))); err != nil {
-		return err
+	_, err = out.Write(binary.BigEndian.AppendUint64([]byte{verdict}, uint64(size)))
+	if err == nil {
+		err = copyN(out, f, size)
 	}
-	return copyN(out, f, size)
+	if err != nil {
+		return fmt.Errorf("hand over what was edited, which is lost: %w", err)
+	}
+	return nil
 }
 
 // copyN copies n bytes and leaves none in this process's memory.

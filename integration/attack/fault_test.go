@@ -79,8 +79,10 @@ func errnosOf(call, on string) []syscall.Errno {
 	return errnos[len(errnos)-1].errnos
 }
 
-// infallible calls do not fail, or do not come back.
-var infallible = strings.Fields("exit exit_group rt_sigreturn getpid gettid getuid geteuid getgid getegid getppid umask sched_yield restart_syscall set_tid_address arch_prctl setitimer timer_settime timer_delete")
+// infallible calls do not fail, or do not come back. (The Go runtime crashes where
+// one fails that changes its signals, and in a process that cannot be signalled it
+// hangs.)
+var infallible = strings.Fields("rt_sigprocmask rt_sigaction sigaltstack exit exit_group rt_sigreturn getpid gettid getuid geteuid getgid getegid getppid umask sched_yield restart_syscall set_tid_address arch_prctl setitimer timer_settime timer_delete")
 
 // An exclusion is a fault that is not tried, and why.
 type exclusion struct {

@@ -339,19 +339,19 @@ var act = regexp.MustCompile(`(?:\b|/)(open|read|write|stat|lstat|fstat|chmod|ch
 	`openat|removeat|mount|unmount|umount|fsopen|fsconfig|fsmount|move_mount|mount_setattr|statfs|editor|mkdirtemp|mkdir|symlink|rename|remove|removed|overwritten|replaced|changed|wait4|directory|decrypt|encrypt|decrypting|inspecting|comparison|lock|memfd_secret|` +
 	`prctl|tgkill|close_range|capset|capabilities|setrlimit|landlock\w*|seccomp|privileges|warden|passphrase|device|dev/fuse|metrics|listen|mountinfo|fusermount3|terminal|getwd|getcwd|executable|process|encrypted file|private place|supervisor|extended attributes|access control list|owner)\b`)
 
-// speaks looks that a failure says what failed, in the last line that is no hint.
+// speaks looks that a failure says what failed, in its lines that are no hints.
 func (tr *trial) speaks() {
 	var line, before string
 	for _, l := range strings.Split(tr.stderr, "\n") {
 		switch rest, found := strings.CutPrefix(l, "oncefs: error: "); {
 		case found:
-			line = rest
+			line += rest + "\n"
 		case strings.HasPrefix(l, "oncefs: ") && !strings.HasPrefix(l, "oncefs: hint: "):
 			before = l
 		}
 	}
 	if line == "" || strings.Contains(line, "the edit was not accepted") {
-		line += "\n" + before // which says why
+		line += before // which says why
 	}
 	line = strings.TrimSpace(line)
 	switch {
