@@ -51,8 +51,8 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 	}
 	ui := &tui{out: stdout, err: stderr, terminal: terminalOf(stderr)}
 	exited := -1
-	if ctx := parseOne(args[1:]); ctx != nil {
-		return start(ctx, ui, stdin, args)
+	if c := parseOne(args[1:]); c != nil {
+		return start(c, ui, stdin, args)
 	}
 	parser, err := newParser(&cli{}, stdout, stderr, func(code int) { exited = code })
 	if err != nil {
@@ -72,11 +72,20 @@ func run(args []string, stdin *os.File, stdout, stderr *os.File) int {
 		ui.failUsage(err, selected(err))
 		return exitUsage
 	}
-	return start(ctx, ui, stdin, args)
+	return start(chosen(ctx), ui, stdin, args)
+}
+
+// A command is what was asked for, with its flags.
+type command interface{ Run(*env) error }
+
+// chosen is the command alone: the parser's context grows with the square of the
+// number of flags, and would be kept for as long as the command serves.
+func chosen(ctx *kong.Context) command {
+	return ctx.Selected().Target.Addr().Interface().(command)
 }
 
 // start does what was asked.
-func start(ctx *kong.Context, ui *tui, stdin *os.File, args []string) int {
+func start(c command, ui *tui, stdin *os.File, args []string) int {
 	binary, err := os.Executable()
 	if err != nil {
 		return ui.fail(err)
@@ -84,7 +93,7 @@ func start(ctx *kong.Context, ui *tui, stdin *os.File, args []string) int {
 	if binary, err = filepath.EvalSymlinks(binary); err != nil {
 		return ui.fail(err)
 	}
-	err = ctx.Run(&env{tui: ui, binary: binary, stdin: stdin, args: args})
+	err = c.Run(&env{tui: ui, binary: binary, stdin: stdin, args: args})
 	var status statusError
 	if errors.As(err, &status) {
 		return int(status)
@@ -98,7 +107,7 @@ func start(ctx *kong.Context, ui *tui, stdin *os.File, args []string) int {
 // parseOne parses with the one command that is named first: to make the parser of
 // all of them takes longer than to start a process. Whatever is not a plain use
 // of it is nil and left to that parser, which knows what to say.
-func parseOne(args []string) *kong.Context {
+func parseOne(args []string) command {
 	if len(args) == 0 {
 		return nil
 	}
@@ -116,7 +125,7 @@ func parseOne(args []string) *kong.Context {
 	if err != nil || asksHelp {
 		return nil
 	}
-	return ctx
+	return chosen(ctx)
 }
 
 // newParser makes the parser of the command line, or of a part of it.
