@@ -99,7 +99,7 @@ func (a *age) sops(args ...string) (*exec.Cmd, error) {
 
 func (a *age) encryptSops(plain string, size int) (enc string, err error) {
 	if size > 1<<20 {
-		return "", errors.New("left out: it builds a JSON tree of the file")
+		return "", errors.New("it builds a JSON tree of the file")
 	}
 	enc = fmt.Sprintf("%s/%d.sops.bin", a.dir, size)
 	cmd, err := a.sops("--encrypt", "--age", a.recipient, "--input-type", "binary", "--output-type", "binary", plain)
