@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -20,6 +21,9 @@ var device struct {
 
 // TestMain takes the device plugin away at the end.
 func TestMain(m *testing.M) {
+	// They wait for many programs at once, and need no collection: see internal/wait.
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(2 << 30)
 	code := m.Run()
 	_ = exec.Command("kubectl", "delete", "namespace", deviceSpace, "--ignore-not-found", "--wait=false").Run()
 	os.Exit(code)
