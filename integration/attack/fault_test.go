@@ -335,7 +335,7 @@ func TestFaults(t *testing.T) {
 	var summary strings.Builder
 	kinds := map[order]bool{} // that a scenario before had
 	excluded := make([]int, len(exclusions))
-	end, shares := time.Now().Add(limit), 0
+	left, shares := limit, 0 // of the time for trials, and of who shares it
 	due := slices.DeleteFunc(slices.Clone(scenarios), func(s *scenario) bool { return testing.Short() && !s.short })
 	for _, s := range due {
 		shares += s.share
@@ -359,7 +359,9 @@ func TestFaults(t *testing.T) {
 			}
 			n, at := len(orders), places(orders)
 			orders = deal(orders, seed)
-			done := f.attempt(orders, time.Until(end)*time.Duration(s.share)/time.Duration(shares))
+			mine, started := left*time.Duration(s.share)/time.Duration(shares), time.Now()
+			done := f.attempt(orders, mine)
+			left -= min(mine, time.Since(started)) // what is not needed is the others'
 			shares -= s.share
 			all = append(all, done...)
 			fmt.Fprintf(&summary, "%s: %d of %d faults, at %d places, in %s; %d are those of a scenario above\n", s.name, len(done), n, at, time.Since(begin).Round(time.Second), met-n)
