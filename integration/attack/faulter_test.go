@@ -67,11 +67,8 @@ type report struct {
 func faultMain(args []string) int {
 	runtime.LockOSThread() // ptrace is per thread
 	var rep report
-	in := &faulter{to: args[0], rep: &rep, tracees: map[int]*tracee{}, groups: map[int]*group{}, seen: map[sighting]int{}}
+	in := &faulter{to: args[0], rep: &rep, lines: map[string]*gosym.Table{}, tracees: map[int]*tracee{}, groups: map[int]*group{}, seen: map[sighting]int{}}
 	err := json.Unmarshal([]byte(args[1]), &in.order)
-	if err == nil {
-		err = in.know(args[3])
-	}
 	code := 125
 	if err == nil {
 		code, err = in.run(args[3:])
@@ -98,7 +95,8 @@ type faulter struct {
 	order   order
 	to      string // file for the report
 	rep     *report
-	lines   map[string]*gosym.Table // of our programs, by path
+	program string                  // under test; the other one is in the same directory
+	lines   map[string]*gosym.Table // of those that were met, by path
 	tracees map[int]*tracee         // by thread
 	groups  map[int]*group          // by process
 	seen    map[sighting]int
@@ -117,15 +115,21 @@ type tracee struct {
 	errno int // to be returned at the exit; 0 for none
 }
 
-// know reads the lines of the program and of the one beside it.
-func (in *faulter) know(program string) (err error) {
-	in.lines = map[string]*gosym.Table{}
-	for _, p := range []string{program, filepath.Join(filepath.Dir(program), publisherName)} {
-		if in.lines[p], err = linesOf(p); err != nil {
-			return err
-		}
+// ours are the lines of a program that is under test, read when it is first met; nil
+// for any other.
+func (in *faulter) ours(exe string) *gosym.Table {
+	if filepath.Dir(exe) != filepath.Dir(in.program) {
+		return nil
 	}
-	return nil
+	if in.lines[exe] == nil {
+		table, err := linesOf(exe)
+		if err != nil {
+			in.rep.Problem = err.Error()
+			return nil
+		}
+		in.lines[exe] = table
+	}
+	return in.lines[exe]
 }
 
 func linesOf(program string) (*gosym.Table, error) {
@@ -149,6 +153,7 @@ const traceOptions = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | uni
 	unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
 
 func (in *faulter) run(args []string) (code int, err error) {
+	in.program = args[0]
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
@@ -294,7 +299,7 @@ func (in *faulter) executed(pid int) {
 	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	args := strings.Split(string(line), "\x00")
 	g := in.groups[pid]
-	g.lines = in.lines[exe]
+	g.lines = in.ours(exe)
 	switch {
 	case g.lines == nil || filepath.Base(args[0]) == "fusermount3":
 		g.role = "helper"

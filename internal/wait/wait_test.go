@@ -26,7 +26,7 @@ func raise(t *testing.T, fd int) {
 	}
 }
 
-func clear(fd int) {
+func drain(fd int) {
 	var count [8]byte
 	unix.Read(fd, count[:])
 }
@@ -74,7 +74,7 @@ func TestPoll_StopTheWorld(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			clear(fd)
+			drain(fd)
 			select {
 			case <-over:
 				return
