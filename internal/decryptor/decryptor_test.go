@@ -529,7 +529,7 @@ func FuzzReceive(f *testing.F) {
 		w.Write(stream)
 		w.Close()
 		s := store(t)
-		messages := []*arriving{newArriving(false, 1<<14, s), newArriving(true, 1<<14, s)}
+		messages := []*arriving{newArriving(false, 1<<14, 0, s), newArriving(true, 1<<14, 0, s)}
 		err = receive(int(r.Fd()), messages)
 		var held, told int64
 		var tree bundle.Tree
@@ -629,7 +629,7 @@ func TestProtocolRefuses(t *testing.T) {
 	r, w, _ := os.Pipe()
 	io.WriteString(w, file("a/b", 1)+byte1+put(header{kind: done, n: 1}))
 	w.Close()
-	m := newArriving(true, 1, s)
+	m := newArriving(true, 1, 0, s)
 	if err := receive(int(r.Fd()), []*arriving{m}); err != nil || len(m.content) != 2 || m.content[0].Name != "a" || m.content[1].Bytes.Size() != 1 {
 		t.Errorf("a bundle that keeps to it: %v, %v", err, m.content)
 	}
@@ -645,7 +645,7 @@ func refuses(t *testing.T, isBundle bool, streams map[string]string) {
 		io.WriteString(w, stream)
 		w.Close()
 		s := store(t)
-		m := newArriving(isBundle, 10, s)
+		m := newArriving(isBundle, 10, 0, s)
 		if err := receive(int(r.Fd()), []*arriving{m}); err == nil {
 			t.Errorf("%s: no error", name)
 		}

@@ -82,12 +82,13 @@ type arriving struct {
 	store   *secretmem.Store
 }
 
-// newArriving makes room for a message's content. wipe is to be called if it is
-// not wanted.
-func newArriving(isBundle bool, max int64, store *secretmem.Store) *arriving {
+// newArriving makes room for a message's content, of about so many bytes. wipe is
+// to be called if it is not wanted.
+func newArriving(isBundle bool, max, about int64, store *secretmem.Store) *arriving {
 	a := &arriving{bundle: isBundle, max: max, store: store}
 	if !isBundle {
 		a.content = []Content{{Bytes: store.NewBuffer(max)}}
+		a.content[0].Bytes.Expect(about)
 	}
 	return a
 }
@@ -110,6 +111,7 @@ func (a *arriving) begin(e bundle.Entry) error {
 	c := Content{Entry: e}
 	if !e.Dir {
 		c.Bytes = a.store.NewBuffer(e.Size)
+		c.Bytes.Expect(e.Size)
 	}
 	a.content = append(a.content, c)
 	return nil
@@ -141,6 +143,13 @@ func (a *arriving) fill(fd int, n uint64) error {
 func (a *arriving) end(sum uint64) error {
 	if sum != a.sum || a.bundle && (len(a.content) == 0 || !a.lastIsWhole()) {
 		return errProtocol
+	}
+	for _, c := range a.content {
+		if c.Bytes != nil {
+			if err := c.Bytes.Settle(); err != nil {
+				return err
+			}
+		}
 	}
 	if a.bundle {
 		a.addDirs()

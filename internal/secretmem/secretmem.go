@@ -68,6 +68,8 @@ func (e *LimitError) Unwrap() error { return e.Err }
 type Store struct {
 	kind Kind
 	live atomic.Int64
+
+	preparers chan struct{} // room for who makes memory ready
 }
 
 // Open finds out what the kernel offers. With requireSecret it returns
@@ -76,13 +78,15 @@ func Open(requireSecret bool) (*Store, error) {
 	fd, err := unix.MemfdSecret(unix.O_CLOEXEC)
 	if err == nil {
 		unix.Close(fd)
-		return &Store{kind: Secret}, nil
+		return newStore(Secret), nil
 	}
 	if requireSecret {
 		return nil, fmt.Errorf("%w: %w", ErrNoSecret, err)
 	}
-	return &Store{kind: Locked}, nil
+	return newStore(Locked), nil
 }
+
+func newStore(k Kind) *Store { return &Store{kind: k, preparers: make(chan struct{}, preparers)} }
 
 // Kind tells what backs the store's buffers.
 func (s *Store) Kind() Kind { return s.kind }
@@ -110,32 +114,45 @@ func (s *Store) mapSegment(n int) ([]byte, error) {
 			return nil, fmt.Errorf("memfd_secret: ftruncate: %w", err)
 		}
 		// MAP_POPULATE is left out: it cannot fault secret memory in.
-		m, err := unix.Mmap(fd, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		m, err := mmap(fd, n, unix.MAP_SHARED)
 		if err != nil {
 			return nil, fmt.Errorf("memfd_secret: mmap: %w", err)
 		}
 		// A child made by fork would share the pages; none needs them.
 		if err := unix.Madvise(m, unix.MADV_DONTFORK); err != nil {
-			unix.Munmap(m)
+			munmap(m)
 			return nil, fmt.Errorf("memfd_secret: madvise: %w", err)
 		}
 		return m, nil
 	}
-	m, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	m, err := mmap(-1, n, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("mmap: %w", err)
 	}
 	for _, advice := range []int{unix.MADV_DONTDUMP, unix.MADV_DONTFORK, unix.MADV_WIPEONFORK} {
 		if err := unix.Madvise(m, advice); err != nil {
-			unix.Munmap(m)
+			munmap(m)
 			return nil, fmt.Errorf("madvise: %w", err)
 		}
 	}
 	if err := unix.Mlock(m); err != nil {
-		unix.Munmap(m)
+		munmap(m)
 		return nil, fmt.Errorf("mlock: %w", err)
 	}
 	return m, nil
+}
+
+func mmap(fd, n, flags int) ([]byte, error) {
+	p, err := unix.MmapPtr(fd, 0, nil, uintptr(n), unix.PROT_READ|unix.PROT_WRITE, flags)
+	if err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*byte)(p), n), nil
+}
+
+// munmap gives back whole pages, which may be a part of a mapping.
+func munmap(m []byte) error {
+	return unix.MunmapPtr(unsafe.Pointer(unsafe.SliceData(m)), uintptr(len(m)))
 }
 
 // A Buffer is secret memory that grows as it is filled. Its methods may be
@@ -150,6 +167,9 @@ type Buffer struct {
 	size  int64
 	room  int64 // bytes mapped
 	wiped bool
+
+	ready  preparing
+	filled atomic.Int64 // size, and what is being read now
 }
 
 // ErrWiped is returned by every use of a buffer after Wipe.
@@ -171,15 +191,24 @@ func (b *Buffer) grow() error {
 	if len(b.segs) > 0 {
 		n = min(b.room, maxSegment)
 	}
-	seg, err := b.store.mapSegment(int(n))
-	if err != nil {
+	if err := b.add(n); err != nil {
 		var limit unix.Rlimit
 		_ = unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
 		// EAGAIN and ENOMEM are what mmap and mlock say beyond the limit; any
 		// other failure means just as well that the bytes have no safe place.
 		return &LimitError{Need: b.room + n, Limit: limit.Cur, Err: err}
 	}
+	return nil
+}
+
+// add maps n bytes more, of whole pages.
+func (b *Buffer) add(n int64) error {
+	seg, err := b.store.mapSegment(int(n))
+	if err != nil {
+		return err
+	}
 	b.segs = append(b.segs, seg)
+	b.prepare(seg, b.room)
 	b.room += n
 	return nil
 }
@@ -204,7 +233,9 @@ func (b *Buffer) Fill(fd int, n int64) error {
 		}
 		last := b.segs[len(b.segs)-1]
 		free := last[int64(len(last))-(b.room-b.size):]
-		got, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, free[:min(n, int64(len(free)))]) })
+		free = free[:min(n, int64(len(free)))]
+		b.filled.Store(b.size + int64(len(free)))
+		got, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, free) })
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
@@ -305,19 +336,30 @@ func (b *Buffer) Wipe() error {
 	}
 	b.wiped = true
 	b.store.live.Add(-1)
+	b.ready.end()
 	var errs []error
+	filled := b.filled.Load()
 	for _, seg := range b.segs {
-		clear(seg)
+		// Where nothing was read to there need not even be a page.
+		used := seg[:wholePages(min(filled, int64(len(seg))))]
+		filled = max(0, filled-int64(len(used)))
+		clear(used)
 		// Looking also keeps the stores from being taken for dead.
-		if !allZero(seg) {
+		if !allZero(used) {
 			errs = append(errs, errors.New("memory was not zeroed"))
 		}
-		if err := unix.Munmap(seg); err != nil {
+		if err := munmap(seg); err != nil {
 			errs = append(errs, fmt.Errorf("munmap: %w", err))
 		}
 	}
 	b.segs = nil
 	return errors.Join(errs...)
+}
+
+// wholePages is the size of the pages that n bytes take.
+func wholePages(n int64) int64 {
+	page := int64(unix.Getpagesize())
+	return (n + page - 1) / page * page
 }
 
 //go:noinline

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 // has it.
 func stores(t *testing.T) []*Store {
 	t.Helper()
-	all := []*Store{{kind: Locked}}
+	all := []*Store{newStore(Locked)}
 	s, err := Open(true)
 	if err != nil {
 		t.Logf("SKIPPED for memfd_secret: %v", err)
@@ -345,8 +345,9 @@ func fillBeyondLimit() int {
 		fmt.Println(err)
 		return 1
 	}
-	s := &Store{kind: Kind(os.Getenv("SECRETMEM_LIMIT"))}
+	s := newStore(Kind(os.Getenv("SECRETMEM_LIMIT")))
 	b := s.NewBuffer(1 << 20)
+	b.Expect(1 << 20) // cannot be had, which is for Fill to tell
 	r, w, _ := os.Pipe()
 	go w.Write(make([]byte, 1<<20))
 	err := b.Fill(int(r.Fd()), 1<<20)
