@@ -173,7 +173,7 @@ func (b *bench) diskAfterwards(image, inside string, mark *mark) error {
 			return s.path, s.stop, err
 		}},
 		{"sops exec-file", func(dir string) (string, func() error, error) {
-			s, err := serveSops(filepath.Join(dir, "sops"), plain, len(text))
+			s, err := b.serveSops(filepath.Join(dir, "sops"), plain, len(text))
 			return s.path, s.stop, err
 		}},
 	} {

@@ -15,11 +15,12 @@ import (
 // age decrypts with a key file, which takes no stretching, and with a
 // passphrase through its batchpass plugin; sops uses the key file.
 type age struct {
+	*bench
 	dir, key, recipient string
 }
 
-func newAge(dir string) (*age, error) {
-	a := &age{dir: dir, key: filepath.Join(dir, "age.key")}
+func newAge(b *bench, dir string) (*age, error) {
+	a := &age{bench: b, dir: dir, key: filepath.Join(dir, "age.key")}
 	keygen, err := look("age-keygen")
 	if err != nil {
 		return a, nil // each of its measurements will say so
@@ -65,7 +66,7 @@ func (a *age) startKey(plain string, text []byte) (float64, error) {
 	if err := a.once(enc, exec.Command(program, "-r", a.recipient, "-a", plain)); err != nil {
 		return 0, err
 	}
-	return fromPipe(exec.Command(program, "-d", "-i", a.key, enc), text)
+	return a.fromPipe(exec.Command(program, "-d", "-i", a.key, enc), text)
 }
 
 func (a *age) startPassphrase(plain string, text []byte) (float64, error) {
@@ -84,7 +85,7 @@ func (a *age) startPassphrase(plain string, text []byte) (float64, error) {
 	if err := a.once(enc, with(exec.Command(program, "-e", "-j", "batchpass", "-a", plain))); err != nil {
 		return 0, err
 	}
-	return fromPipe(with(exec.Command(program, "-d", "-j", "batchpass", enc)), text)
+	return a.fromPipe(with(exec.Command(program, "-d", "-j", "batchpass", enc)), text)
 }
 
 func (a *age) sops(args ...string) (*exec.Cmd, error) {
@@ -119,7 +120,7 @@ func (a *age) startSops(plain string, text []byte) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return fromPipe(cmd, text)
+	return a.fromPipe(cmd, text)
 }
 
 // fifo is a FIFO with a writer that gives the content to whoever opens it, as

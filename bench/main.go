@@ -122,6 +122,7 @@ type bench struct {
 	gpgHome string
 	record  *record
 	last    int // directory that fresh made
+	arrived []byte
 }
 
 func (b *bench) close() {
@@ -187,17 +188,35 @@ var errMissing = errors.New("not installed here")
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// readFull reads all of a file as a program would, and tells whether it is the
+// readWhole reads all of a file as a program would, and tells whether it is the
 // content that was meant.
 func readWhole(path string, want []byte) error {
+	got := make([]byte, len(want))
+	if err := readInto(path, got); err != nil {
+		return err
+	}
+	return same(got, want)
+}
+
+func readInto(path string, got []byte) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(f, got); err != nil {
-		return err
+	_, err = io.ReadFull(f, got)
+	return err
+}
+
+// hand is where content arrives that is timed: memory that is there already, and
+// holds nothing of what came before.
+func (b *bench) hand(size int) []byte {
+	if cap(b.arrived) < size {
+		b.arrived = make([]byte, size)
 	}
-	return same(got, want)
+	got := b.arrived[:size]
+	for i := range got {
+		got[i] = 0xff
+	}
+	return got
 }

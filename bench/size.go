@@ -224,7 +224,7 @@ func (b *bench) everyPeer() (_ *peers, err error) {
 	} else {
 		p.served = append(p.served, s)
 	}
-	if s, err := serveSops(filepath.Join(dir, "sops"), plain, len(p.text)); err != nil {
+	if s, err := b.serveSops(filepath.Join(dir, "sops"), plain, len(p.text)); err != nil {
 		b.record.leaveOut("peers", "sops exec-file", "", err)
 	} else {
 		p.served = append(p.served, s)
@@ -286,7 +286,7 @@ func mounted(path string) bool {
 }
 
 // serveSops runs a program under exec-file that stays, as the app would.
-func serveSops(dir, plain string, size int) (s serving, err error) {
+func (b *bench) serveSops(dir, plain string, size int) (s serving, err error) {
 	program, err := look("sops")
 	if err != nil {
 		return s, err
@@ -294,7 +294,7 @@ func serveSops(dir, plain string, size int) (s serving, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return s, err
 	}
-	a, err := newAge(dir)
+	a, err := newAge(b, dir)
 	if err != nil {
 		return s, err
 	}
