@@ -11,6 +11,7 @@
 package wait
 
 import (
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,6 +50,35 @@ func (w *Waiter) Poll(fds []unix.PollFd, limit time.Duration) error {
 		w.quiet = longer(timeout)
 	}
 	return err
+}
+
+// alert is for how long Watch does not sleep: a program that reads several secrets
+// reads the next within that time, and it is little of what its start takes.
+const alert = time.Millisecond
+
+// Watch is Poll for what will most likely happen at once: for a moment it looks
+// again and again, for to sleep and be woken takes several times what is waited
+// for. Where there is one processor it is Poll, for there it would keep from
+// happening what it waits for.
+func (w *Waiter) Watch(fds []unix.PollFd, limit time.Duration) error {
+	if runtime.NumCPU() == 1 {
+		return w.Poll(fds, limit)
+	}
+	awake := alert
+	if limit >= 0 {
+		awake = min(awake, limit)
+	}
+	for begin := time.Now(); time.Since(begin) < awake; {
+		n, err := unix.Poll(fds, 0)
+		if n > 0 {
+			w.quiet = shortest
+			return nil
+		}
+		if err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+	return w.Poll(fds, limit)
 }
 
 // longer is the wait after one that nothing ended.

@@ -81,13 +81,16 @@ func answerReaders() {
 	var q [questionSize]byte
 	a := make([]byte, 0, answerMost)
 	due := []unix.PollFd{{Fd: readersFD, Events: unix.POLLIN}}
-	for w := (wait.Waiter{}); ; {
-		if err := w.Poll(due, -1); err != nil {
+	w := wait.Waiter{}
+	for next := w.Poll; ; { // how to wait
+		if err := next(due, -1); err != nil {
 			return
 		}
 		if due[0].Revents == 0 {
+			next = w.Poll
 			continue
 		}
+		next = w.Watch // a program that reads one secret often reads another
 		if n, err := f.Read(q[:]); err != nil || n != len(q) {
 			return // the serving process is gone
 		}
