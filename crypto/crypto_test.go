@@ -1,6 +1,7 @@
 package crypto
 
 import (
+	"bufio"
 	"bytes"
 	"compress/flate"
 	"errors"
@@ -109,6 +110,73 @@ func TestC22_Vectors(t *testing.T) {
 				t.Fatalf("%d bytes, %v", len(got), err)
 			}
 		})
+	}
+}
+
+// told is a buffer that is told what to expect.
+type told struct {
+	bytes.Buffer
+	sizes []int64
+}
+
+func (t *told) Expect(n int64) { t.sizes = append(t.sizes, n) }
+
+// What a message says of its size is told once, before the content, and is right;
+// what it does not say is not guessed.
+func TestExpecter(t *testing.T) {
+	want := sample(t)
+	files, err := os.ReadDir("testdata/vectors")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sized := 0
+	for _, f := range files {
+		var out told
+		if err := Decrypt(&out, bytes.NewReader(vector(t, f.Name())), []byte(vectorPass), 1<<20); err != nil {
+			continue // one of those that are refused
+		}
+		if len(out.sizes) > 1 {
+			t.Errorf("%s: told %d", f.Name(), out.sizes)
+		}
+		for _, n := range out.sizes {
+			sized++
+			if n != int64(len(want)) {
+				t.Errorf("%s: told %d, and %d came", f.Name(), n, len(want))
+			}
+		}
+	}
+	if sized < 20 {
+		t.Errorf("told of %d messages", sized)
+	}
+}
+
+func TestLiteralSize(t *testing.T) {
+	for head, want := range map[string]int64{
+		"\xac\x0bb\x01n1234abcd":            4,
+		"\xad\x01\x00b\x00":                 250,
+		"\xae\x00\x01\x00\x00b\x0a":         65520,
+		"\xae\xff\xff\xff\xffb\x00":         1<<32 - 7,
+		"\xcb\x06b\x00":                     0,
+		"\xcb\xbfb\x00":                     185,
+		"\xcb\xc0\x00b\x00":                 186,
+		"\xcb\xdf\xffb\x00":                 8377,
+		"\xcb\xff\x00\x01\x00\x00b\x00":     65530,
+		"":                                  -1,
+		"\xcb":                              -1,
+		"\xcb\x05b\x00":                     -1, // shorter than its own header
+		"\xcb\x10b\xff":                     -1,
+		"\xcb\xe9b\x00 in parts":            -1,
+		"\xaf\x00b\x00 up to the end":       -1,
+		"\xae\x00\x01\x00":                  -1,
+		"\xcb\xff\x00\x01\x00\x00b":         -1,
+		"\xa8\x03PGP is a marker":           -1,
+		"\xa3\x01 is compressed":            -1,
+		"\x2c\x0bb\x00 is no packet header": -1,
+	} {
+		n, ok := literalSize(bufio.NewReader(strings.NewReader(head)))
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("%q: %d, %v; want %d", head, n, ok, want)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/subtle"
+	"encoding/binary"
 	"errors"
 	"io"
 	"io/fs"
@@ -43,7 +44,8 @@ const (
 // It writes before it knows that the message is authentic, for only the end of
 // the message tells: on any error the caller must throw away what dst got. The
 // error is a [Fault] or an [*Error] unless dst failed. Content of more than max
-// bytes is ErrTooLarge, and at most max bytes are written.
+// bytes is ErrTooLarge, and at most max bytes are written. If dst is an [Expecter]
+// it is told how much there will be as soon as the message says that.
 func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	in := &source{r: src}
 	size := sizeOf(src)
@@ -62,6 +64,10 @@ func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	}
 	return err
 }
+
+// An Expecter is told about how many bytes will be written. What says that is not
+// yet known to be authentic.
+type Expecter interface{ Expect(n int64) }
 
 // sizeOf is the size of a file, and a little more, or a large number for what is
 // no file. Buffers need not be larger: to touch memory that a small secret does
@@ -253,7 +259,11 @@ func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	out := &limited{w: dst, left: max}
 	inner := newAhead(plain, size)
 	defer inner.close()
-	err := literal(out, bufio.NewReader(inner), 0)
+	told := func(int64) {}
+	if e, ok := dst.(Expecter); ok {
+		told = e.Expect
+	}
+	err := literal(out, bufio.NewReader(inner), told, 0)
 	switch {
 	case out.err != nil:
 		return out.err
@@ -265,7 +275,7 @@ func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	return nil
 }
 
-func literal(dst io.Writer, r *bufio.Reader, depth int) error {
+func literal(dst io.Writer, r *bufio.Reader, told func(int64), depth int) error {
 	for skipped := 0; ; {
 		if inflated, err := inflate(r); err != nil {
 			return ErrDamaged
@@ -273,8 +283,9 @@ func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), depth+1)
+			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), told, depth+1)
 		}
+		size, sized := literalSize(r)
 		p, err := packet.Read(r)
 		if err != nil {
 			return ErrDamaged
@@ -288,11 +299,14 @@ func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), depth+1); err != nil {
+			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), told, depth+1); err != nil {
 				return err
 			}
 			return atEnd(r)
 		case *packet.LiteralData:
+			if sized {
+				told(size)
+			}
 			if p.Format == 't' || p.Format == 'u' || p.Format == 'm' {
 				// As gpg does: text travels with CR LF and loses every CR here.
 				dst = &withoutCR{dst}
@@ -307,6 +321,40 @@ func literal(dst io.Writer, r *bufio.Reader, depth int) error {
 			return ErrDamaged
 		}
 	}
+}
+
+// literalSize is how much the literal data packet holds that begins here, if one
+// does and its header tells (RFC 4880 sections 4.2 and 5.9); the library keeps that
+// to itself.
+func literalSize(r *bufio.Reader) (int64, bool) {
+	const literalTag = 11
+	head, _ := r.Peek(8) // the longest header, format and length of the name
+	if len(head) < 4 {
+		return 0, false
+	}
+	var length, header int
+	switch l := int(head[1]); {
+	case head[0] == 0x80|literalTag<<2: // old format, and how long the length is
+		length, header = l, 2
+	case head[0] == 0x80|literalTag<<2|1:
+		length, header = int(binary.BigEndian.Uint16(head[1:])), 3
+	case head[0] == 0x80|literalTag<<2|2 && len(head) >= 5:
+		length, header = int(binary.BigEndian.Uint32(head[1:])), 5
+	case head[0] == 0xc0|literalTag && l < 192:
+		length, header = l, 2
+	case head[0] == 0xc0|literalTag && l < 224:
+		length, header = (l-192)<<8+int(head[2])+192, 3
+	case head[0] == 0xc0|literalTag && l == 255 && len(head) >= 6:
+		length, header = int(binary.BigEndian.Uint32(head[2:])), 6
+	default: // another packet, or in parts
+		return 0, false
+	}
+	if len(head) < header+2 {
+		return 0, false
+	}
+	const formatNameDate = 1 + 1 + 4
+	n := length - formatNameDate - int(head[header+1])
+	return int64(n), n >= 0
 }
 
 // inflate returns the content of a compressed packet that is deflated and goes

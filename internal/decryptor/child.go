@@ -113,6 +113,9 @@ func (f *frames) send(h header, body []byte) error {
 	if _, err := f.w.Write(head[:]); err != nil {
 		return err
 	}
+	if len(body) == 0 {
+		return nil
+	}
 	_, err := f.w.Write(body)
 	return err
 }
@@ -136,9 +139,20 @@ func (c *content) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// expecting is a message's content that is sent in large frames, and how much of it
+// to expect. A failure to tell is not lost: what follows fails too.
+type expecting struct {
+	*bufio.Writer
+	out *content
+}
+
+func (e expecting) Expect(n int64) {
+	_ = e.out.send(header{kind: expect, file: e.out.file, n: uint64(n)}, nil)
+}
+
 func (f *frames) file(i uint32, in io.Reader, passphrase []byte, max int64) {
 	out := &content{frames: f, file: i}
-	body := bufio.NewWriterSize(out, 64<<10)
+	body := expecting{bufio.NewWriterSize(out, 64<<10), out}
 	err := crypto.Decrypt(body, in, passphrase, max)
 	if err == nil {
 		err = body.Flush()

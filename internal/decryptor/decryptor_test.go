@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"os/exec"
@@ -485,6 +486,29 @@ func TestC14_NothingIsReadBeyondTheLine(t *testing.T) {
 	}
 }
 
+// What is expected need not come, nor be all that comes.
+func TestProtocolExpects(t *testing.T) {
+	put := func(h header) string { b := h.put(); return string(b[:]) }
+	const max = 1 << 20
+	for _, n := range []uint64{0, 1, max, max + 1, math.MaxInt64} {
+		s := store(t)
+		r, w, _ := os.Pipe()
+		io.WriteString(w, put(header{kind: expect, n: n})+put(header{kind: data, n: 5})+"hello"+put(header{kind: done, n: 5}))
+		w.Close()
+		m := newArriving(false, max, 0, s)
+		if err := receive(int(r.Fd()), []*arriving{m}); err != nil {
+			t.Fatalf("%d: %v", n, err)
+		}
+		if got := contentOf(t, m.content[0].Bytes); string(got) != "hello" {
+			t.Errorf("%d: %q", n, got)
+		}
+		if err := m.wipe(); err != nil || s.Live() != 0 {
+			t.Errorf("%d: %v, %d buffers left", n, err, s.Live())
+		}
+		r.Close()
+	}
+}
+
 // FuzzReceive feeds the parent anything at all: an error leaves no buffer and no
 // mapping behind, and only a whole protocol is taken for good.
 func FuzzReceive(f *testing.F) {
@@ -504,6 +528,7 @@ func FuzzReceive(f *testing.F) {
 	add(header{kind: data, n: 5}, "hello", header{kind: done, n: 5}, header{kind: done, file: 1})
 	add(header{kind: data, file: 1, n: 2}, "ab", header{kind: data, n: 1}, "x", header{kind: done, n: 1}, header{kind: done, file: 1, n: 2})
 	add(header{kind: done}, header{kind: done})
+	add(header{kind: expect, n: 1 << 40}, header{kind: data, n: 1}, "x", header{kind: done, n: 1}, header{kind: done, file: 1})
 	add(header{kind: done}, header{kind: done, file: 1}, "x")
 	add(header{kind: data, n: 1 << 40})
 	add(header{kind: failed, fault: byte(crypto.ErrDamaged), n: 4}, "text")
@@ -594,6 +619,9 @@ func TestProtocolRefuses(t *testing.T) {
 		"bytes that are 0":   "\x01\x00\x01\x00" + strings.Repeat("\x00", 12),
 		"an entry":           file("a", 0) + end,
 		"no bundle":          put(header{kind: unfit, fault: byte(bundle.ErrEmpty)}),
+		"less than nothing":  put(header{kind: expect, n: 1 << 63}) + end,
+		"expected too late":  end + put(header{kind: expect, n: 1}),
+		"unknown kind":       put(header{kind: expect + 1}) + end,
 	})
 	refuses(t, true, map[string]string{
 		"nothing":                  "",
@@ -623,6 +651,7 @@ func TestProtocolRefuses(t *testing.T) {
 		"an unknown fault of it":   put(header{kind: unfit, fault: 77}),
 		"no such entry":            put(header{kind: unfit, fault: byte(bundle.ErrName), n: 1 << 50}),
 		"after it was whole":       file("a", 0) + end + file("b", 0),
+		"expected":                 put(header{kind: expect, n: 1}) + file("a", 0) + end,
 		"unfit after it was whole": file("a", 0) + end + put(header{kind: unfit, fault: byte(bundle.ErrName)}),
 	})
 	s := store(t)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"oncefs/crypto"
 	"oncefs/internal/bundle"
@@ -23,7 +24,9 @@ import (
 //	bytes 8-15  length of what follows: plaintext for data, text for failed; for
 //	            entry, the length of its content, 8 bytes, big endian, and its
 //	            name; for done, the sum of all the data's lengths, and nothing
-//	            follows; for unfit, the number of the entry, and nothing follows
+//	            follows; for unfit, the number of the entry, and nothing follows;
+//	            for expect, about how much data there will be in all, and nothing
+//	            follows
 const headerSize = 16
 
 type kind byte
@@ -35,6 +38,7 @@ const (
 	refuse                 // the passphrase cannot be used; no file was tried
 	entry                  // a file or directory of a bundle begins
 	unfit                  // the message was authenticated, and its content is no bundle
+	expect                 // about so much is to come; not for a bundle, whose entries say it
 )
 
 type header struct {
@@ -55,7 +59,7 @@ func (h header) put() (b [headerSize]byte) {
 
 func parseHeader(b [headerSize]byte) (header, error) {
 	h := header{kind: kind(b[0]), fault: b[1], mode: binary.BigEndian.Uint16(b[2:]), file: binary.BigEndian.Uint32(b[4:]), n: binary.BigEndian.Uint64(b[8:])}
-	if h.kind < data || h.kind > unfit || h.mode != 0 && h.kind != entry {
+	if h.kind < data || h.kind > expect || h.mode != 0 && h.kind != entry {
 		return h, errProtocol
 	}
 	return h, nil
@@ -206,6 +210,11 @@ func receive(fd int, messages []*arriving) error {
 			} else if err != nil {
 				return &FileError{File: int(h.file), Err: err}
 			}
+		case expect:
+			if m.bundle || h.n > math.MaxInt64 {
+				return errProtocol
+			}
+			m.content[0].Bytes.Expect(int64(h.n))
 		case entry:
 			e, err := readEntry(fd, h)
 			if err != nil {

@@ -90,7 +90,41 @@ func TestExpect(t *testing.T) {
 	}
 }
 
-// Bytes come while their memory is made ready, and it ends at any moment.
+// Each time more is expected, before anything came and after.
+func TestExpect_Again(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+	for _, s := range stores(t) {
+		for _, came := range []int{0, 1, prepareFrom, 3*prepareFrom - 1, 5 * prepareFrom, 9 * prepareFrom} {
+			b := s.NewBuffer(9 * prepareFrom)
+			b.Expect(prepareFrom)
+			b.Expect(3 * prepareFrom)
+			b.Expect(2 * prepareFrom)
+			content := random(came)
+			half := feed(t, content)
+			if err := b.Fill(half, int64(came/2)); err != nil {
+				t.Fatal(err)
+			}
+			b.Expect(5 * prepareFrom)
+			if err := b.Fill(half, int64(came-came/2)); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.Settle(); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := locked(t), wholePages(int64(came)); got != want {
+				t.Errorf("%s: %d bytes are held, not %d", s.Kind(), got, want)
+			}
+			if got := sendAll(t, b, "head"); !bytes.Equal(got, content) {
+				t.Errorf("%s: other bytes than the %d came out", s.Kind(), came)
+			}
+			if err := b.Wipe(); err != nil || locked(t) != 0 {
+				t.Errorf("%s: %v, %d bytes are held", s.Kind(), err, locked(t))
+			}
+		}
+	}
+}
+
+// It ends at any moment.
 func TestExpect_Meanwhile(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(2, runtime.NumCPU())))
 	content := random(2 << 20)

@@ -163,13 +163,13 @@ type Buffer struct {
 	max   int64
 
 	mu    sync.Mutex
-	segs  [][]byte // whole mappings; all but the last are full
+	segs  [][]byte // of whole pages; each is full before the next is used
 	size  int64
 	room  int64 // bytes mapped
 	wiped bool
 
-	ready  preparing
-	filled atomic.Int64 // size, and what is being read now
+	used  int64 // bytes that may hold something; more than size after a read that failed
+	ready preparing
 }
 
 // ErrWiped is returned by every use of a buffer after Wipe.
@@ -208,13 +208,12 @@ func (b *Buffer) add(n int64) error {
 		return err
 	}
 	b.segs = append(b.segs, seg)
-	b.prepare(seg, b.room)
 	b.room += n
 	return nil
 }
 
 // Fill reads exactly n bytes from the descriptor straight into the buffer's
-// memory. It returns io.ErrUnexpectedEOF if fewer came, ErrTooLarge if the
+// memory, once that is ready. It returns io.ErrUnexpectedEOF if fewer came, ErrTooLarge if the
 // buffer may not hold them, a *LimitError if memory cannot be locked.
 func (b *Buffer) Fill(fd int, n int64) error {
 	b.mu.Lock()
@@ -225,16 +224,16 @@ func (b *Buffer) Fill(fd int, n int64) error {
 	if n < 0 || n > b.max-b.size {
 		return ErrTooLarge
 	}
+	b.ready.wait()
 	for n > 0 {
 		if b.size == b.room {
 			if err := b.grow(); err != nil {
 				return err
 			}
 		}
-		last := b.segs[len(b.segs)-1]
-		free := last[int64(len(last))-(b.room-b.size):]
+		free := b.free()
 		free = free[:min(n, int64(len(free)))]
-		b.filled.Store(b.size + int64(len(free)))
+		b.used = b.size + int64(len(free))
 		got, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, free) })
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
@@ -244,6 +243,18 @@ func (b *Buffer) Fill(fd int, n int64) error {
 		}
 		b.size += int64(got)
 		n -= int64(got)
+	}
+	return nil
+}
+
+// free is where the next bytes go, which is not all the room there may be.
+func (b *Buffer) free() []byte {
+	off := b.size
+	for _, seg := range b.segs {
+		if off < int64(len(seg)) {
+			return seg[off:]
+		}
+		off -= int64(len(seg))
 	}
 	return nil
 }
@@ -338,11 +349,10 @@ func (b *Buffer) Wipe() error {
 	b.store.live.Add(-1)
 	b.ready.end()
 	var errs []error
-	filled := b.filled.Load()
 	for _, seg := range b.segs {
 		// Where nothing was read to there need not even be a page.
-		used := seg[:wholePages(min(filled, int64(len(seg))))]
-		filled = max(0, filled-int64(len(used)))
+		used := seg[:wholePages(min(b.used, int64(len(seg))))]
+		b.used = max(0, b.used-int64(len(used)))
 		clear(used)
 		// Looking also keeps the stores from being taken for dead.
 		if !allZero(used) {
