@@ -15,7 +15,7 @@ var sizes = []struct {
 	name   string
 	bytes  int
 	rounds int
-}{{"64 MiB", 64 << 20, 9}}
+}{{"1 KiB", 1 << 10, 25}, {"64 KiB", 64 << 10, 11}, {"1 MiB", 1 << 20, 11}, {"64 MiB", 64 << 20, 9}}
 
 // smallS2K takes no time to speak of. gpg takes a count of 1024 for none, and uses
 // its largest.
@@ -62,8 +62,11 @@ func (b *bench) start() error {
 			all := []measurement{
 				{peer: "gpg -d", must: true, run: func() (float64, error) { return b.startGPG(enc, text) }},
 				{peer: "oncefs mount", must: true, run: func() (float64, error) { return b.startMount(enc, text) }},
+				{peer: "oncefs mount, over a file", run: func() (float64, error) { return b.startMountFile(enc, text) }},
+				{peer: "oncefs run", run: func() (float64, error) { return b.startRun(enc, text) }},
+				{peer: oldWayName, every: 3, run: func() (float64, error) { return b.startOldWay(enc, text) }},
 			}
-			if false {
+			if stretch.args == nil {
 				// These stretch no passphrase, or in their own way; once is enough.
 				all = append(all,
 					measurement{peer: "age -d, key file", every: 3, run: func() (float64, error) { return age.startKey(plain, text) }},
