@@ -52,23 +52,19 @@ func (w *Waiter) Poll(fds []unix.PollFd, limit time.Duration) error {
 	return err
 }
 
-// alert is for how long Watch does not sleep: a program that reads several secrets
-// reads the next within that time, and it is little of what its start takes.
-const alert = time.Millisecond
-
-// Watch is Poll for what will most likely happen at once: for a moment it looks
-// again and again, for to sleep and be woken takes several times what is waited
-// for. Where there is one processor it is Poll, for there it would keep from
+// Watch is Poll for what will most likely happen at once: as long as awake it looks
+// again and again, for to sleep and be woken can take several times what is waited
+// for. Who happens to be on the same processor waits meanwhile, so awake is to be
+// short. Where there is one processor it is Poll, for there it would keep from
 // happening what it waits for.
-func (w *Waiter) Watch(fds []unix.PollFd, limit time.Duration) error {
+func (w *Waiter) Watch(fds []unix.PollFd, limit, awake time.Duration) error {
 	if runtime.NumCPU() == 1 {
-		return w.Poll(fds, limit)
+		awake = 0
 	}
-	awake := alert
 	if limit >= 0 {
 		awake = min(awake, limit)
 	}
-	for begin := time.Now(); time.Since(begin) < awake; {
+	for begin := time.Now(); awake > 0 && time.Since(begin) < awake; {
 		n, err := unix.Poll(fds, 0)
 		if n > 0 {
 			w.quiet = shortest

@@ -57,20 +57,20 @@ func TestWatch(t *testing.T) {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	w := Waiter{quiet: 16 * shortest}
 	raise(t, fd)
-	if err := w.Watch(fds, -1); err != nil || fds[0].Revents != unix.POLLIN || w.quiet != shortest {
+	if err := w.Watch(fds, -1, time.Hour); err != nil || fds[0].Revents != unix.POLLIN || w.quiet != shortest {
 		t.Errorf("ready: %v, %d, next %v", err, fds[0].Revents, w.quiet)
 	}
 	drain(fd)
-	if err := w.Watch(fds, -1); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
+	if err := w.Watch(fds, -1, time.Millisecond); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
 		t.Errorf("nothing: %v, %d, next %v", err, fds[0].Revents, w.quiet)
 	}
-	if err := w.Watch(fds, 0); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
+	if err := w.Watch(fds, 0, time.Hour); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
 		t.Errorf("with a limit: %v, %d, next %v", err, fds[0].Revents, w.quiet)
 	}
 	for range 200 {
 		go raise(t, fd)
 		for fds[0].Revents = 0; fds[0].Revents == 0; {
-			if err := w.Watch(fds, -1); err != nil {
+			if err := w.Watch(fds, -1, time.Millisecond); err != nil {
 				t.Fatal(err)
 			}
 		}
