@@ -183,7 +183,7 @@ func (r *record) targets(w io.Writer) error {
 		for _, how := range hows {
 			name := size.name + ", " + how
 			all = append(all, target{"start to content of " + name + ", of gpg -d", most, of("start", "oncefs mount", name, "gpg -d", name),
-				"The kernel tells every processor of each page of secret memory when it is first used (flush_tlb_kernel_range in mm/secretmem.c). It happens while the bytes are on their way, and takes the processors from who decrypts them; on a virtual machine it takes most."})
+				"The kernel tells every processor of each page of secret memory when it is first used (flush_tlb_kernel_range in mm/secretmem.c), which takes longest on a virtual machine. It is done before the bytes come, in part while the S2K is computed; `perf record -a -g` shows what it takes of both processors."})
 		}
 	}
 	all = append(all,
