@@ -317,12 +317,12 @@ func (s *Server) loop() (stopped bool, _ error) {
 // wait waits for the kernel, for who reads, or to be roused; or returns for nothing.
 func (s *Server) wait(w *wait.Waiter) error {
 	fds := []unix.PollFd{{Fd: int32(s.devFD), Events: unix.POLLIN}, {Fd: s.wakeFD, Events: unix.POLLIN}, {Fd: -1}}
-	limit, awake := time.Duration(-1), time.Duration(0)
+	limit := time.Duration(-1)
 	if left, due := s.who.left(); due {
 		fds[2] = unix.PollFd{Fd: int32(s.opts.Who.FD()), Events: unix.POLLIN}
-		limit, awake = left, s.who.awake()
+		limit = left
 	}
-	if err := w.Watch(fds, limit, awake); err != nil {
+	if err := w.Poll(fds, limit); err != nil {
 		return fmt.Errorf("wait for the FUSE device: %w", err)
 	}
 	if fds[1].Revents != 0 {

@@ -30,14 +30,6 @@ type Lookup interface {
 // takes a fraction of a millisecond.
 const patience = 2 * time.Second
 
-// After questions that come one upon the other the next answer is looked for a moment
-// before sleeping: who gives it is awake then. After a single one it may wait for this
-// very processor.
-const (
-	burst  = time.Millisecond
-	glance = 30 * time.Microsecond
-)
-
 // foresight is for how long it holds who looked a secret up.
 const foresight = time.Millisecond
 
@@ -48,8 +40,6 @@ type asking struct {
 
 	mu       sync.Mutex
 	last     uint64
-	asked    time.Time  // when the last question was put
-	lively   bool       // not long after the one before
 	out      []question // in their order
 	dead     bool       // nobody answers any more
 	foreseen foreseen
@@ -89,9 +79,7 @@ func (a *asking) send(pid uint32, then func(exe, cgroup string)) bool {
 	if a.lookup.Ask(a.last, pid) != nil {
 		return false
 	}
-	now := time.Now()
-	a.lively, a.asked = now.Sub(a.asked) < burst, now
-	a.out = append(a.out, question{a.last, now.Add(patience), then})
+	a.out = append(a.out, question{a.last, time.Now().Add(patience), then})
 	return true
 }
 
@@ -143,16 +131,6 @@ func (a *asking) left() (time.Duration, bool) {
 		}
 	}
 	return 0, false
-}
-
-// awake is for how long an answer is to be looked for before sleeping.
-func (a *asking) awake() time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.lively {
-		return glance
-	}
-	return 0
 }
 
 // hear takes the answers that somebody waits for, if they are there, and gives up

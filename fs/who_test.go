@@ -76,26 +76,6 @@ func TestC20_AnswersFindTheirQuestions(t *testing.T) {
 	}
 }
 
-// An answer is looked for before sleeping only where questions come one upon the other.
-func TestAwakeInABurst(t *testing.T) {
-	a := asking{lookup: &byHand{}}
-	nothing := func(string, string) {}
-	a.ask(7, nothing)
-	if a.awake() != 0 {
-		t.Error("awake after one question")
-	}
-	a.asked = time.Now().Add(time.Hour) // whatever the machine does meanwhile
-	a.ask(7, nothing)
-	if a.awake() != glance {
-		t.Error("not awake after two")
-	}
-	a.asked = time.Now().Add(-2 * burst)
-	a.ask(7, nothing)
-	if a.awake() != 0 {
-		t.Error("awake after a while")
-	}
-}
-
 func TestC20_NobodyWaitsForEver(t *testing.T) {
 	l := &byHand{}
 	a := asking{lookup: l}

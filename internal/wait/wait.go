@@ -11,7 +11,6 @@
 package wait
 
 import (
-	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,31 +49,6 @@ func (w *Waiter) Poll(fds []unix.PollFd, limit time.Duration) error {
 		w.quiet = longer(timeout)
 	}
 	return err
-}
-
-// Watch is Poll for what will most likely happen at once: as long as awake it looks
-// again and again, for to sleep and be woken can take several times what is waited
-// for. Who happens to be on the same processor waits meanwhile, so awake is to be
-// short. Where there is one processor it is Poll, for there it would keep from
-// happening what it waits for.
-func (w *Waiter) Watch(fds []unix.PollFd, limit, awake time.Duration) error {
-	if runtime.NumCPU() == 1 {
-		awake = 0
-	}
-	if limit >= 0 {
-		awake = min(awake, limit)
-	}
-	for begin := time.Now(); awake > 0 && time.Since(begin) < awake; {
-		n, err := unix.Poll(fds, 0)
-		if n > 0 {
-			w.quiet = shortest
-			return nil
-		}
-		if err != nil && err != unix.EINTR {
-			return err
-		}
-	}
-	return w.Poll(fds, limit)
 }
 
 // longer is the wait after one that nothing ended.

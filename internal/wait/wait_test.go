@@ -51,33 +51,6 @@ func TestPoll(t *testing.T) {
 	}
 }
 
-// What is there, or comes while it looks, ends it; what does not come makes it a Poll.
-func TestWatch(t *testing.T) {
-	fd := eventfd(t)
-	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	w := Waiter{quiet: 16 * shortest}
-	raise(t, fd)
-	if err := w.Watch(fds, -1, time.Hour); err != nil || fds[0].Revents != unix.POLLIN || w.quiet != shortest {
-		t.Errorf("ready: %v, %d, next %v", err, fds[0].Revents, w.quiet)
-	}
-	drain(fd)
-	if err := w.Watch(fds, -1, time.Millisecond); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
-		t.Errorf("nothing: %v, %d, next %v", err, fds[0].Revents, w.quiet)
-	}
-	if err := w.Watch(fds, 0, time.Hour); err != nil || fds[0].Revents != 0 || w.quiet != 4*shortest {
-		t.Errorf("with a limit: %v, %d, next %v", err, fds[0].Revents, w.quiet)
-	}
-	for range 200 {
-		go raise(t, fd)
-		for fds[0].Revents = 0; fds[0].Revents == 0; {
-			if err := w.Watch(fds, -1, time.Millisecond); err != nil {
-				t.Fatal(err)
-			}
-		}
-		drain(fd)
-	}
-}
-
 func TestLonger(t *testing.T) {
 	n := 0
 	for d := shortest; d > 0; d = longer(d) {

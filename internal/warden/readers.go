@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"io"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,14 +74,6 @@ func (r *Readers) Answer() (id uint64, exe, cgroup string, err error) {
 	return binary.NativeEndian.Uint64(r.buf[:]), string(e), string(c), nil
 }
 
-// Where questions come one upon the other (a program reads many secrets, or one again
-// and again) the warden stays awake a little for the next. After a single one it does
-// not: it would only keep from its processor who waits for the answer.
-const (
-	burst = time.Millisecond
-	alert = 200 * time.Microsecond
-)
-
 // answerReaders is the warden's end: one question after another, for none takes
 // longer than a look into /proc.
 func answerReaders() {
@@ -90,20 +81,12 @@ func answerReaders() {
 	var q [questionSize]byte
 	a := make([]byte, 0, answerMost)
 	due := []unix.PollFd{{Fd: readersFD, Events: unix.POLLIN}}
-	var last time.Time
-	awake := time.Duration(0)
 	for w := (wait.Waiter{}); ; {
-		if err := w.Watch(due, -1, awake); err != nil {
+		if err := w.Poll(due, -1); err != nil {
 			return
 		}
 		if due[0].Revents == 0 {
-			awake = 0
 			continue
-		}
-		if now := time.Now(); now.Sub(last) < burst {
-			awake, last = alert, now
-		} else {
-			awake, last = 0, now
 		}
 		if n, err := f.Read(q[:]); err != nil || n != len(q) {
 			return // the serving process is gone
