@@ -100,6 +100,7 @@ var words = map[string]string{
 	"github.com/moby/sys/mountinfo":                 "oncefs/internal/mountpoint",
 	"unix.MemfdSecret":                              "oncefs/internal/secretmem",
 	"unix.Mmap":                                     "oncefs/internal/secretmem",
+	"unix.MmapPtr":                                  "oncefs/internal/secretmem",
 	"unix.Mlock":                                    "oncefs/internal/secretmem",
 	"unix.Splice":                                   "oncefs/internal/secretmem",
 	"unix.Mount":                                    "oncefs/internal/mountpoint",

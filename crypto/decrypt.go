@@ -259,11 +259,7 @@ func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	out := &limited{w: dst, left: max}
 	inner := newAhead(plain, size)
 	defer inner.close()
-	told := func(int64) {}
-	if e, ok := dst.(Expecter); ok {
-		told = e.Expect
-	}
-	err := literal(out, bufio.NewReader(inner), told, 0)
+	err := literal(out, bufio.NewReader(inner), 0)
 	switch {
 	case out.err != nil:
 		return out.err
@@ -275,7 +271,7 @@ func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	return nil
 }
 
-func literal(dst io.Writer, r *bufio.Reader, told func(int64), depth int) error {
+func literal(dst *limited, r *bufio.Reader, depth int) error {
 	for skipped := 0; ; {
 		if inflated, err := inflate(r); err != nil {
 			return ErrDamaged
@@ -283,7 +279,7 @@ func literal(dst io.Writer, r *bufio.Reader, told func(int64), depth int) error 
 			if depth > 0 {
 				return ErrDamaged
 			}
-			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), told, depth+1)
+			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), depth+1)
 		}
 		size, sized := literalSize(r)
 		p, err := packet.Read(r)
@@ -299,19 +295,20 @@ func literal(dst io.Writer, r *bufio.Reader, told func(int64), depth int) error 
 			if depth > 0 {
 				return ErrDamaged
 			}
-			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), told, depth+1); err != nil {
+			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), depth+1); err != nil {
 				return err
 			}
 			return atEnd(r)
 		case *packet.LiteralData:
 			if sized {
-				told(size)
+				dst.Expect(size)
 			}
+			var text io.Writer = dst
 			if p.Format == 't' || p.Format == 'u' || p.Format == 'm' {
 				// As gpg does: text travels with CR LF and loses every CR here.
-				dst = &withoutCR{dst}
+				text = &withoutCR{dst}
 			}
-			if _, err := io.CopyBuffer(dst, onlyReader{p.Body}, make([]byte, copyBlock)); err != nil {
+			if _, err := io.CopyBuffer(text, onlyReader{p.Body}, make([]byte, copyBlock)); err != nil {
 				return ErrDamaged
 			}
 			return atEnd(r)
@@ -432,6 +429,13 @@ func (l *limited) Write(p []byte) (int, error) {
 	l.left -= int64(n)
 	l.err = err
 	return n, err
+}
+
+// Expect passes on what is expected, where somebody wants to know.
+func (l *limited) Expect(n int64) {
+	if e, ok := l.w.(Expecter); ok {
+		e.Expect(n)
+	}
 }
 
 type withoutCR struct{ w io.Writer }

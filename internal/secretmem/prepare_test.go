@@ -61,7 +61,7 @@ func TestExpect(t *testing.T) {
 				b := s.NewBuffer(most)
 				b.Expect(int64(c.expected))
 				if c.expected >= prepareFrom {
-					b.ready.work.Wait()
+					b.ready.wait()
 					if got, want := resident(t, addrOf(b)), int64(min(c.expected, most)); got < want {
 						t.Errorf("%d bytes are there of %d", got, want)
 					}

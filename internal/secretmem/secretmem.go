@@ -213,8 +213,9 @@ func (b *Buffer) add(n int64) error {
 }
 
 // Fill reads exactly n bytes from the descriptor straight into the buffer's
-// memory, once that is ready. It returns io.ErrUnexpectedEOF if fewer came, ErrTooLarge if the
-// buffer may not hold them, a *LimitError if memory cannot be locked.
+// memory, once that is ready. It returns io.ErrUnexpectedEOF if fewer came,
+// ErrTooLarge if the buffer may not hold them, a *LimitError if memory cannot be
+// locked.
 func (b *Buffer) Fill(fd int, n int64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,7 +232,7 @@ func (b *Buffer) Fill(fd int, n int64) error {
 				return err
 			}
 		}
-		free := b.free()
+		free := b.at(b.size)
 		free = free[:min(n, int64(len(free)))]
 		b.used = b.size + int64(len(free))
 		got, err := ignoringEINTR(func() (int, error) { return unix.Read(fd, free) })
@@ -247,9 +248,8 @@ func (b *Buffer) Fill(fd int, n int64) error {
 	return nil
 }
 
-// free is where the next bytes go, which is not all the room there may be.
-func (b *Buffer) free() []byte {
-	off := b.size
+// at is the memory from an offset on, as far as it is in one piece.
+func (b *Buffer) at(off int64) []byte {
 	for _, seg := range b.segs {
 		if off < int64(len(seg)) {
 			return seg[off:]
@@ -274,24 +274,15 @@ func (b *Buffer) write(off, n int64, write func([]byte) (int, error)) error {
 	if off < 0 || n < 0 || off > b.size || n > b.size-off {
 		return fmt.Errorf("%d bytes at %d of a buffer of %d", n, off, b.size)
 	}
-	for _, seg := range b.segs {
-		if n == 0 {
-			return nil
+	for n > 0 {
+		part := b.at(off)
+		part = part[:min(n, int64(len(part)))]
+		wrote, err := ignoringEINTR(func() (int, error) { return write(part) })
+		if err != nil {
+			return err
 		}
-		if off >= int64(len(seg)) {
-			off -= int64(len(seg))
-			continue
-		}
-		part := seg[off:min(int64(len(seg)), off+n)]
-		off = 0
-		n -= int64(len(part))
-		for len(part) > 0 {
-			wrote, err := ignoringEINTR(func() (int, error) { return write(part) })
-			if err != nil {
-				return err
-			}
-			part = part[wrote:]
-		}
+		off += int64(wrote)
+		n -= int64(wrote)
 	}
 	return nil
 }
