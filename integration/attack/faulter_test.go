@@ -67,7 +67,7 @@ type report struct {
 func faultMain(args []string) int {
 	runtime.LockOSThread() // ptrace is per thread
 	var rep report
-	in := &faulter{to: args[0], rep: &rep, lines: map[string]*gosym.Table{}, tracees: map[int]*tracee{}, groups: map[int]*group{}, seen: map[sighting]int{}}
+	in := &faulter{to: args[0], dir: filepath.Dir(args[3]), rep: &rep, lines: map[string]*gosym.Table{}, tracees: map[int]*tracee{}, groups: map[int]*group{}, seen: map[sighting]int{}}
 	err := json.Unmarshal([]byte(args[1]), &in.order)
 	code := 125
 	if err == nil {
@@ -95,7 +95,7 @@ type faulter struct {
 	order   order
 	to      string // file for the report
 	rep     *report
-	program string                  // under test; the other one is in the same directory
+	dir     string                  // of the programs that are under test
 	lines   map[string]*gosym.Table // of those that were met, by path
 	tracees map[int]*tracee         // by thread
 	groups  map[int]*group          // by process
@@ -118,7 +118,7 @@ type tracee struct {
 // ours are the lines of a program that is under test, read when it is first met; nil
 // for any other.
 func (in *faulter) ours(exe string) *gosym.Table {
-	if filepath.Dir(exe) != filepath.Dir(in.program) {
+	if filepath.Dir(exe) != in.dir {
 		return nil
 	}
 	if in.lines[exe] == nil {
@@ -153,7 +153,6 @@ const traceOptions = unix.PTRACE_O_TRACESYSGOOD | unix.PTRACE_O_TRACECLONE | uni
 	unix.PTRACE_O_TRACEEXEC | unix.PTRACE_O_EXITKILL
 
 func (in *faulter) run(args []string) (code int, err error) {
-	in.program = args[0]
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Ptrace: true}
