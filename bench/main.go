@@ -208,15 +208,22 @@ func readInto(path string, got []byte) error {
 	return err
 }
 
-// hand is where content arrives that is timed: memory that is there already, and
-// holds nothing of what came before.
-func (b *bench) hand(size int) []byte {
-	if cap(b.arrived) < size {
-		b.arrived = make([]byte, size)
+// arrival times what brings a content, up to the last byte of it, and then tells
+// whether it is the one that was meant. It is brought to memory that is there
+// already, and holds nothing of what came before.
+func (b *bench) arrival(want []byte, bring func(got []byte) error) (time.Duration, error) {
+	if cap(b.arrived) < len(want) {
+		b.arrived = make([]byte, len(want))
 	}
-	got := b.arrived[:size]
+	got := b.arrived[:len(want)]
 	for i := range got {
 		got[i] = 0xff
 	}
-	return got
+	begin := time.Now()
+	err := bring(got)
+	took := time.Since(begin)
+	if err == nil {
+		err = same(got, want)
+	}
+	return took, err
 }

@@ -49,7 +49,7 @@ type section struct {
 }
 
 var sections = []section{
-	{"start", "Start to content", "From exec to the last byte in the reader's hands. `gpg -d` is the floor: it decrypts to a pipe and protects nothing. The times of oncefs hold the mount, the removal of the passphrase file and the sandbox: three processes are started for that, a program of Go each, and with a small S2K nearly all of the time is theirs. What oncefs encrypt writes has the largest S2K that the format can say, which gpg and oncefs spend alike; of the rest it is all that differs. *gpg + inotify* is the old way: gpg to a file, then the watcher, then the read. age with a key file stretches no passphrase; its passphrase takes scrypt of about a second by design, as does gocryptfs.", "gpg -d", "benchmarks-start"},
+	{"start", "Start to content", "From exec to the last byte in the reader's hands. `gpg -d` is the floor: it decrypts to a pipe and protects nothing. The times of oncefs hold the mount, the removal of the passphrase file and the sandbox: three processes are started for that, a program of Go each, and with a small S2K nearly all of the time is theirs. What oncefs encrypt writes has the largest S2K that the format can say, which gpg and oncefs spend alike: it hides what else differs. *gpg + inotify* is the old way: gpg to a file, then the watcher, then the read. age with a key file stretches no passphrase; its passphrase takes scrypt of about a second by design, as does gocryptfs.", "gpg -d", "benchmarks-start"},
 	{"one read", "One read", "Open, read 1 KiB, close, by a reader in another process than the server. Every open of oncefs is a claim, with its two lines in the event log and the look-up of who reads, which another process makes, for the one that holds the secret may look nobody up. It is asked when the path leads a process to the secret, and answered while that process opens it; the first byte waits for the answer, so that a reader that ends at once is known too. What is left of that wait is most of the time of one read, and more of it on a machine that is busy or has one processor. To stay awake between reads halves it in this tight loop, and makes a program that reads ten secrets or a hundred slower, for the processor is then missing elsewhere: it is not done.", "go-fuse memory file", "benchmarks-read"},
 	{"throughput", "Throughput", "One large file, read 1 MiB a call.", "go-fuse memory file", ""},
 	{"too late", "Too late", "The open of a secret that is spent, against the open of a name that never was.", "go-fuse, no such name", ""},
@@ -171,19 +171,16 @@ func value(work, peer, of string) func(*record) (float64, bool) {
 func (r *record) targets(w io.Writer) error {
 	var all []target
 	for _, size := range sizes {
-		most := 0.8
-		if size.bytes > 1<<20 {
-			most = 0.9
-		}
-		hows := []string{"default S2K"}
+		most, hows := 0.8, []string{"default S2K"}
+		why := "What is beside the S2K, which both must do: three programs of Go are started, the mount is made and tried, and the passphrase file is overwritten and removed."
 		if size.bytes > 1<<20 {
 			// In what is smaller both spend nearly all the time in the same S2K.
-			hows = append(hows, "written by oncefs encrypt")
+			most, hows = 0.9, append(hows, "written by oncefs encrypt")
+			why = "The kernel tells every processor of each page of secret memory when it is first used (flush_tlb_kernel_range in mm/secretmem.c), which takes longest on a virtual machine. It is done before the bytes come, in part while the S2K is computed; `perf record -a -g` shows what it takes of both processors."
 		}
 		for _, how := range hows {
 			name := size.name + ", " + how
-			all = append(all, target{"start to content of " + name + ", of gpg -d", most, of("start", "oncefs mount", name, "gpg -d", name),
-				"The kernel tells every processor of each page of secret memory when it is first used (flush_tlb_kernel_range in mm/secretmem.c), which takes longest on a virtual machine. It is done before the bytes come, in part while the S2K is computed; `perf record -a -g` shows what it takes of both processors."})
+			all = append(all, target{"start to content of " + name + ", of gpg -d", most, of("start", "oncefs mount", name, "gpg -d", name), why})
 		}
 	}
 	all = append(all,

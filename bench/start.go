@@ -112,21 +112,21 @@ func (b *bench) fromPipe(cmd *exec.Cmd, text []byte) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	got := b.hand(len(text))
-	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	took, err := b.arrival(text, func(got []byte) error {
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(out, got)
+		return err
+	})
+	if cmd.Process == nil {
 		return 0, err
 	}
-	_, err = io.ReadFull(out, got)
-	took := time.Since(begin)
 	io.Copy(io.Discard, out)
 	if waited := cmd.Wait(); waited != nil {
 		return 0, fmt.Errorf("%v: %w", cmd.Args, waited)
 	}
-	if err != nil {
-		return 0, err
-	}
-	return ms(took), same(got, text)
+	return ms(took), err
 }
 
 func (b *bench) startGPG(enc string, text []byte) (float64, error) {
@@ -144,15 +144,10 @@ func (b *bench) startMount(enc string, text []byte) (float64, error) {
 		return 0, err
 	}
 	served, _ := cutExt(enc)
-	got := b.hand(len(text))
-	begin := time.Now()
-	d, err := b.mount(dir, []string{enc})
-	if err != nil {
-		return 0, err
-	}
-	err = readInto(filepath.Join(d.target, served), got)
-	took := time.Since(begin)
-	return ms(took), errors.Join(err, same(got, text), d.stop(), os.RemoveAll(dir))
+	return b.mountAndRead(dir, text, func() (*daemon, string, error) {
+		d, err := b.mount(dir, []string{enc})
+		return d, filepath.Join(dir, "config", served), err
+	})
 }
 
 // startRun has cat pass the content on.
@@ -185,15 +180,27 @@ func (b *bench) startMountFile(enc string, text []byte) (float64, error) {
 	if err := os.WriteFile(pw, []byte(passphrase+"\n"), 0o600); err != nil {
 		return 0, err
 	}
-	got := b.hand(len(text))
-	begin := time.Now()
-	d, err := launch(dir, exec.Command(b.oncefs, "mount", target, "--enc", enc, "--passphrase-file", pw, "--notify-fd", "3"))
-	if err != nil {
+	return b.mountAndRead(dir, text, func() (*daemon, string, error) {
+		d, err := launch(dir, exec.Command(b.oncefs, "mount", target, "--enc", enc, "--passphrase-file", pw, "--notify-fd", "3"))
+		return d, target, err
+	})
+}
+
+// mountAndRead times a mount and the read of what it serves, and takes it away with
+// its directory.
+func (b *bench) mountAndRead(dir string, text []byte, mount func() (d *daemon, served string, err error)) (float64, error) {
+	var d *daemon
+	took, err := b.arrival(text, func(got []byte) (err error) {
+		var served string
+		if d, served, err = mount(); err != nil {
+			return err
+		}
+		return readInto(served, got)
+	})
+	if d == nil {
 		return 0, err
 	}
-	err = readInto(target, got)
-	took := time.Since(begin)
-	return ms(took), errors.Join(err, same(got, text), d.stop(), os.RemoveAll(dir))
+	return ms(took), errors.Join(err, d.stop(), os.RemoveAll(dir))
 }
 
 // startOldWay is what the scripts did: gpg to a file, a watcher that deletes it
@@ -208,11 +215,8 @@ func (b *bench) startOldWay(enc string, text []byte) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	got := b.hand(len(text))
-	begin := time.Now()
-	err = readInto(o.path, got)
-	took += time.Since(begin)
-	return ms(took), errors.Join(err, same(got, text), o.stop())
+	read, err := b.arrival(text, func(got []byte) error { return readInto(o.path, got) })
+	return ms(took + read), errors.Join(err, o.stop())
 }
 
 // oldWay is the scripts' way, running: the plaintext is there, and inotify waits
@@ -266,11 +270,8 @@ func (b *bench) startTmpfs(text []byte) (float64, error) {
 		return 0, err
 	}
 	defer os.Remove(path)
-	got := b.hand(len(text))
-	begin := time.Now()
-	err := readInto(path, got)
-	took := time.Since(begin)
-	return ms(took), errors.Join(err, same(got, text))
+	took, err := b.arrival(text, func(got []byte) error { return readInto(path, got) })
+	return ms(took), err
 }
 
 func (b *bench) startGocryptfs(text []byte) (float64, error) {
@@ -300,12 +301,11 @@ func (b *bench) startGocryptfs(text []byte) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	got := b.hand(len(text))
-	begin := time.Now()
-	if err := mount(); err != nil {
-		return 0, err
-	}
-	err = readInto(path, got)
-	took := time.Since(begin)
-	return ms(took), errors.Join(err, same(got, text), unmountBelow(mnt))
+	took, err := b.arrival(text, func(got []byte) error {
+		if err := mount(); err != nil {
+			return err
+		}
+		return readInto(path, got)
+	})
+	return ms(took), errors.Join(err, unmountBelow(mnt))
 }
