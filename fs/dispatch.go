@@ -40,6 +40,7 @@ func errno(err error) error {
 
 // dispatch answers one request, or sees to it that it is answered.
 func (s *Server) dispatch(req fuse.Request) {
+	s.who.see(req.Hdr().Pid)
 	switch r := req.(type) {
 	case *fuse.LookupRequest:
 		s.lookup(r)
@@ -225,6 +226,7 @@ func (s *Server) claim(r *fuse.OpenRequest, f *file) {
 		claim.Opened(reader)
 		h.known = true
 		for _, r := range h.waiting {
+			s.who.stayed(r.Pid)
 			s.answerRead(r, h)
 		}
 		h.waiting = nil

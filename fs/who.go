@@ -30,19 +30,26 @@ type Lookup interface {
 // takes a fraction of a millisecond.
 const patience = 2 * time.Second
 
-// foresight is for how long it holds who looked a secret up.
-const foresight = time.Millisecond
+// Who a thread is holds as long as it goes on asking: between two questions of it that
+// come within briefly of each other it has no time to become another program, which
+// takes the start of its C library alone. (A program that is made to be quicker could
+// as well be loaded into the one that the log will name.) It holds for lasting at
+// most, for a process can be moved to another control group.
+const (
+	briefly = 25 * time.Microsecond
+	lasting = time.Millisecond
+)
 
 // asking is the questions that were put to a Lookup. All methods may be called by
 // several goroutines, but only one may hear.
 type asking struct {
 	lookup Lookup // nil where nobody can be looked up
 
-	mu       sync.Mutex
-	last     uint64
-	out      []question // in their order
-	dead     bool       // nobody answers any more
-	foreseen foreseen
+	mu     sync.Mutex
+	last   uint64
+	out    []question // in their order
+	dead   bool       // nobody answers any more
+	latest latest
 }
 
 type question struct {
@@ -51,12 +58,33 @@ type question struct {
 	then  func(exe, cgroup string) // nil: nobody waits for the answer
 }
 
-// foreseen is who looked a secret up last.
-type foreseen struct {
+// add adds somebody who waits for the answer.
+func (q *question) add(then func(exe, cgroup string)) {
+	before := q.then
+	if before == nil {
+		q.then, q.until = then, time.Now().Add(patience)
+		return
+	}
+	q.then = func(exe, cgroup string) {
+		before(exe, cgroup)
+		then(exe, cgroup)
+	}
+}
+
+// latest is the thread that was asked about last.
+type latest struct {
 	pid         uint32 // 0: nobody
 	id          uint64 // of the question
-	at          time.Time
-	exe, cgroup string // once the question has its answer
+	asked       time.Time
+	seen        time.Time // when it was last known to be the one
+	lost        bool      // it may be another program by now
+	found       bool      // it has looked a secret up and not opened one since
+	exe, cgroup string    // once the question has its answer
+}
+
+// is tells whether the thread of that number was asked about not long ago.
+func (l *latest) is(pid uint32) bool {
+	return pid != 0 && l.pid == pid && time.Since(l.asked) <= lasting
 }
 
 // ask asks and does not wait. then is called once: by the goroutine that hears,
@@ -83,42 +111,81 @@ func (a *asking) send(pid uint32, then func(exe, cgroup string)) bool {
 	return true
 }
 
-// foresee asks about a process that has found a secret and will most likely open
-// it, so that the answer is there when its read waits for it. One such question
-// at a time: many may look and never open. It is for who hears.
+// foresee asks about a thread that has found a secret and will most likely open it,
+// so that the answer is there when its read waits for it. One such question at a
+// time: many may look and never open. It is for who hears.
 func (a *asking) foresee(pid uint32) {
 	a.take()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.foreseen = foreseen{}
-	if len(a.out) == 0 && a.send(pid, nil) {
-		a.foreseen = foreseen{pid: pid, id: a.last, at: time.Now()}
+	if !a.latest.is(pid) || a.latest.lost {
+		a.latest = latest{}
+		if len(a.out) == 0 {
+			a.meet(pid, nil)
+		}
 	}
+	a.latest.found = true
 }
 
-// askOpener is ask about who opens a secret. What was foreseen of the thread holds:
-// an open by path looks the secret up just before, in the same system call, and the
-// latest look-up counts. (An open through /proc/self/fd does not; there a thread
-// could have become another program within that millisecond. Who arranges that
-// could as well load code into the program that the log will name.)
+// askOpener is ask about who opens a secret. It asks nothing of a thread that is known,
+// nor of one that has just found the secret: an open by path does that in the same
+// system call. (An open through /proc/self/fd does not; there a thread could have
+// become another program since. Who arranges that could as well load code into the
+// program that the log will name.)
 func (a *asking) askOpener(pid uint32, then func(exe, cgroup string)) {
 	a.mu.Lock()
-	f := a.foreseen
-	a.foreseen = foreseen{}
-	if f.pid == 0 || f.pid != pid || time.Since(f.at) > foresight {
+	l := &a.latest
+	if !l.is(pid) || l.lost && !l.found {
+		asked := a.meet(pid, then)
 		a.mu.Unlock()
-		a.ask(pid, then)
+		if !asked {
+			then("", "")
+		}
 		return
 	}
+	l.seen, l.lost, l.found = time.Now(), false, false
 	for i := range a.out {
-		if q := &a.out[i]; q.id == f.id {
-			q.then, q.until = then, time.Now().Add(patience)
+		if q := &a.out[i]; q.id == l.id {
+			q.add(then)
 			a.mu.Unlock()
 			return
 		}
 	}
+	exe, cgroup := l.exe, l.cgroup
 	a.mu.Unlock()
-	then(f.exe, f.cgroup)
+	then(exe, cgroup)
+}
+
+// meet asks about a thread and remembers it, for who holds the lock.
+func (a *asking) meet(pid uint32, then func(exe, cgroup string)) bool {
+	a.latest = latest{}
+	if !a.send(pid, then) {
+		return false
+	}
+	now := time.Now()
+	a.latest = latest{pid: pid, id: a.last, asked: now, seen: now}
+	return true
+}
+
+// see is told of each request before it is answered: until then the thread that sent
+// it does nothing else.
+func (a *asking) see(pid uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if l := &a.latest; pid != 0 && l.pid == pid && !l.lost {
+		now := time.Now()
+		l.lost = now.Sub(l.seen) > briefly
+		l.seen = now
+	}
+}
+
+// stayed is told that a thread has been waiting since see was told of its request.
+func (a *asking) stayed(pid uint32) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.latest.pid == pid {
+		a.latest.seen = time.Now()
+	}
 }
 
 // left tells whether somebody waits for an answer, and how long it may still take.
@@ -189,8 +256,8 @@ func (a *asking) settle(id uint64, exe, cgroup string) {
 		if q.id == id {
 			e, c = exe, cgroup
 		}
-		if a.foreseen.id == q.id {
-			a.foreseen.exe, a.foreseen.cgroup = e, c
+		if a.latest.id == q.id {
+			a.latest.exe, a.latest.cgroup = e, c
 		}
 		a.mu.Unlock()
 		if q.then != nil {

@@ -3,6 +3,7 @@ package fs
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -94,43 +95,95 @@ func TestC20_NobodyWaitsForEver(t *testing.T) {
 	want(t, got, "a:", "b:", "c:")
 }
 
-// Who looked the secret up opens it: asked once. Anybody else, and anybody later, is
-// asked about anew.
-func TestC20_WhoLookedItUpOpensIt(t *testing.T) {
-	l := &byHand{}
-	a := asking{lookup: l}
-	var got []string
-	open := func(pid uint32, asked ...uint32) {
-		t.Helper()
-		a.askOpener(pid, told(&got, "open"))
-		if fmt.Sprint(l.asked) != fmt.Sprint(asked) {
-			t.Fatalf("asked %v, want %v", l.asked, asked)
+// A thread is asked about once as long as it cannot have become another program: not
+// between the look-up and the open of one system call, nor while it goes on asking.
+func TestC20_AThreadThatGoesOnIsTheSame(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &byHand{}
+		a := asking{lookup: l}
+		var got []string
+		asked := func(n int, what string) {
+			t.Helper()
+			if len(l.asked) != n {
+				t.Fatalf("%s: asked %v, want %d questions", what, l.asked, n)
+			}
 		}
-		l.answers = append(l.answers, byHandAnswer{uint64(len(asked)), fmt.Sprint("exe", len(asked))})
-		a.take()
-	}
-	soon := func() { a.foreseen.at = time.Now().Add(time.Hour) } // whatever the machine does meanwhile
-	a.foresee(7)
-	soon()
-	open(7, 7)
-	open(7, 7, 7)
-	a.foresee(7)
-	soon()
-	open(8, 7, 7, 7, 8)
-	a.foresee(9)
-	a.foreseen.at = time.Now().Add(-2 * foresight)
-	open(9, 7, 7, 7, 8, 9, 9)
-	want(t, got, "open:exe1", "open:exe2", "open:exe4", "open:exe6")
+		answer := func() {
+			l.answers = append(l.answers, byHandAnswer{uint64(len(l.asked)), fmt.Sprint("exe", len(l.asked))})
+			a.take()
+		}
+		find := func(pid uint32) {
+			a.see(pid)
+			a.foresee(pid)
+		}
+		open := func(pid uint32) {
+			a.see(pid)
+			a.askOpener(pid, told(&got, fmt.Sprint(pid)))
+		}
 
-	// The answer came before the open.
-	a.foresee(5)
-	soon()
-	l.answers = []byHandAnswer{{7, "exe7"}}
-	a.take()
-	open(5, 7, 7, 7, 8, 9, 9, 5)
-	// It looked twice, and meant the second time.
-	a.foresee(5)
-	a.foresee(5)
-	open(5, 7, 7, 7, 8, 9, 9, 5, 5, 5)
-	want(t, got[4:], "open:exe7", "open:exe9")
+		find(7)
+		open(7)
+		asked(1, "an open by path")
+		open(7)
+		asked(1, "another open, before the answer")
+		want(t, got)
+		answer()
+		want(t, got, "7:exe1", "7:exe1")
+		time.Sleep(briefly)
+		open(7)
+		asked(1, "an open soon after")
+		time.Sleep(briefly + 1)
+		open(7)
+		asked(2, "an open later")
+		answer()
+		find(8)
+		answer()
+		open(7)
+		asked(4, "an open by another")
+		answer()
+		open(8)
+		asked(5, "an open by one who was not the last")
+		answer()
+		want(t, got[2:], "7:exe1", "7:exe2", "7:exe4", "8:exe5")
+
+		find(9)
+		answer()
+		time.Sleep(lasting)
+		open(9)
+		asked(6, "an open by path that took long")
+		find(9)
+		answer()
+		time.Sleep(lasting + 1)
+		open(9)
+		asked(7, "an open long after the look-up")
+		answer()
+		time.Sleep(briefly + 1)
+		find(9)
+		asked(8, "a look-up by what may be another program")
+		answer()
+		time.Sleep(briefly + 1)
+		find(9)
+		asked(9, "another, and the first was not followed by an open")
+		answer()
+		want(t, got[6:], "9:exe6", "9:exe7")
+
+		// What it reads is long in coming.
+		a.see(9)
+		time.Sleep(10 * briefly)
+		a.stayed(9)
+		time.Sleep(briefly)
+		find(9)
+		asked(9, "a look-up soon after a long answer")
+
+		for range lasting / briefly {
+			time.Sleep(briefly)
+			find(9)
+		}
+		asked(10, "look-ups in a row")
+		a.see(0)
+		find(0)
+		open(0)
+		asked(10, "one who has no number here")
+		want(t, got[8:], "0:")
+	})
 }

@@ -120,24 +120,40 @@ func TestC20_LocalTime(t *testing.T) {
 }
 
 // Who reads is named by the program that opens, also where the same process looked
-// at the file as another one a moment before.
+// at the file, or read it, as another one a moment before.
 func TestC20_WhoOpensIsNamed(t *testing.T) {
-	cat, err := exec.LookPath("cat")
-	if err == nil {
-		cat, err = filepath.EvalSymlinks(cat)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := rig.NewDir(t, []byte(content))
-	m := d.MountOver("--reads", "20")
-	for n := range 20 {
-		if r := rig.Exec(t, exec.Command("sh", "-c", `test -r "$0"; exec cat "$0"`, d.Secret())); r.Out != content {
-			t.Fatalf("%+v", r)
+	program := func(name string) string {
+		path, err := exec.LookPath(name)
+		if err == nil {
+			path, err = filepath.EvalSymlinks(path)
 		}
-		for _, event := range []string{"claim", "delivery"} {
-			if e := m.WaitEvent(event, n+1); e["exe"] != cat {
-				t.Errorf("%s %d: %v", event, n, e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	sh, cat := program("sh"), program("cat")
+	d := rig.NewDir(t, []byte(content))
+	m := d.MountOver("--reads", "60")
+	n := 0
+	for range 20 {
+		for _, c := range []struct {
+			script  string
+			readers []string
+		}{
+			{`test -r "$0"; exec cat "$0"`, []string{cat}},
+			{`read -r line <"$0"; exec cat "$0"`, []string{sh, cat}},
+		} {
+			if r := rig.Exec(t, exec.Command(sh, "-c", c.script, d.Secret())); r.Out != content {
+				t.Fatalf("%s: %+v", c.script, r)
+			}
+			for _, reader := range c.readers {
+				n++
+				for _, event := range []string{"claim", "delivery"} {
+					if e := m.WaitEvent(event, n); e["exe"] != reader {
+						t.Errorf("%s: %s %d: %v, want %s", c.script, event, n, e, reader)
+					}
+				}
 			}
 		}
 	}
