@@ -1,7 +1,6 @@
 package decryptor
 
 import (
-	"bufio"
 	"errors"
 	"io"
 	"math"
@@ -28,8 +27,11 @@ const (
 	bundleKind = 'b'
 )
 
-// maxData is the most plaintext in one frame.
-const maxData = 1 << 20
+// maxData is the most plaintext in one frame, dataFrame how much is sent in one.
+const (
+	maxData   = 1 << 20
+	dataFrame = 256 << 10
+)
 
 // Main is the child: `oncefs decryptor KINDS MAX SOURCE`. It decrypts the
 // inherited files, of which each has a kind, writes frames to the inherited pipe and returns the exit
@@ -107,55 +109,69 @@ type frames struct {
 }
 
 func (f *frames) send(h header, body []byte) error {
+	head := h.put()
+	return f.write(append(head[:], body...))
+}
+
+// write writes a frame at once: who reads it would else take its header, and then
+// contend for the pipe with who still writes.
+func (f *frames) write(frame []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	head := h.put()
-	if _, err := f.w.Write(head[:]); err != nil {
-		return err
-	}
-	if len(body) == 0 {
-		return nil
-	}
-	_, err := f.w.Write(body)
+	_, err := f.w.Write(frame)
 	return err
 }
 
 // content sends a message's plaintext, in frames of their own for each file.
 type content struct {
 	*frames
-	file uint32
-	sum  uint64
+	file  uint32
+	sum   uint64
+	frame []byte // room for its header, and data that was not sent yet
+}
+
+func (f *frames) content(file uint32) *content {
+	return &content{frames: f, file: file, frame: make([]byte, headerSize, headerSize+dataFrame)}
 }
 
 func (c *content) Write(p []byte) (int, error) {
-	for sent := 0; sent < len(p); {
-		part := p[sent:min(len(p), sent+maxData)]
-		if err := c.send(header{kind: data, file: c.file, n: uint64(len(part))}, part); err != nil {
-			return sent, err
+	for n := 0; ; {
+		room := c.frame[len(c.frame):cap(c.frame)]
+		took := copy(room, p[n:])
+		c.frame = c.frame[:len(c.frame)+took]
+		if n += took; n == len(p) {
+			return n, nil
 		}
-		sent += len(part)
-		c.sum += uint64(len(part))
+		if err := c.Flush(); err != nil {
+			return n, err
+		}
 	}
-	return len(p), nil
 }
 
-// expecting is a message's content that is sent in large frames, and how much of it
-// to expect. A failure to tell is not lost: what follows fails too.
-type expecting struct {
-	*bufio.Writer
-	out *content
+// Flush sends what was written and not yet sent.
+func (c *content) Flush() error {
+	n := uint64(len(c.frame) - headerSize)
+	if n == 0 {
+		return nil
+	}
+	head := header{kind: data, file: c.file, n: n}.put()
+	copy(c.frame, head[:])
+	err := c.frames.write(c.frame)
+	c.frame, c.sum = c.frame[:headerSize], c.sum+n
+	return err
 }
 
-func (e expecting) Expect(n int64) {
-	_ = e.out.send(header{kind: expect, file: e.out.file, n: uint64(n)}, nil)
+// Expect tells how much is to be expected. A failure to tell is not lost: what
+// follows fails too.
+func (c *content) Expect(n int64) {
+	_ = c.send(header{kind: expect, file: c.file, n: uint64(n)}, nil)
 }
 
 func (f *frames) file(i uint32, in io.Reader, passphrase []byte, max int64) {
-	out := &content{frames: f, file: i}
-	body := expecting{bufio.NewWriterSize(out, 64<<10), out}
-	err := crypto.Decrypt(body, in, passphrase, max)
+	out := f.content(i)
+	err := crypto.Decrypt(out, in, passphrase, max)
 	if err == nil {
-		err = body.Flush()
+		err = out.Flush()
 	}
 	f.finish(out, err)
 }
@@ -174,23 +190,22 @@ func (f *frames) finish(out *content, err error) {
 // bundle takes a message's content apart as it is decrypted. A fault of the archive
 // is told only when the message was authenticated: before that it may be damage.
 func (f *frames) bundle(i uint32, in io.Reader, passphrase []byte, max int64) {
-	out := &content{frames: f, file: i}
+	out := f.content(i)
 	r, w := io.Pipe()
 	read := make(chan error, 1)
 	go func() {
-		body := bufio.NewWriterSize(out, 256<<10)
 		err := bundle.Read(r, max, func(e bundle.Entry) (io.Writer, error) {
-			if err := body.Flush(); err != nil {
+			if err := out.Flush(); err != nil {
 				return nil, err
 			}
 			h := header{kind: entry, mode: uint16(e.Mode), file: i, n: uint64(8 + len(e.Name))}
 			if e.Dir {
 				h.fault = 1
 			}
-			return body, f.send(h, putEntry(e))
+			return out, f.send(h, putEntry(e))
 		})
 		if err == nil {
-			err = body.Flush()
+			err = out.Flush()
 		}
 		_, _ = io.Copy(io.Discard, r) // to its end, which says whether it is authentic
 		read <- err
