@@ -33,6 +33,12 @@ func dearmor(buf *bufio.Reader) (body io.Reader, armored bool, err error) {
 	return &armorBody{in: buf}, true, nil
 }
 
+// A line of gpg's is 64 letters and its end, and holds 48 bytes.
+const (
+	armorLine      = 65
+	armorLineHolds = 48
+)
+
 // maxArmorLine is the longest line that the library takes; RFC 4880 allows 76.
 const maxArmorLine = 96
 

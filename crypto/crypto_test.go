@@ -4,13 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"compress/flate"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -122,7 +125,7 @@ type told struct {
 func (t *told) Expect(n int64) { t.sizes = append(t.sizes, n) }
 
 // What a message says of its size is told once, before the content, and is right;
-// what it does not say is not guessed.
+// of a small one that does not say it, nothing is told.
 func TestExpecter(t *testing.T) {
 	want := sample(t)
 	files, err := os.ReadDir("testdata/vectors")
@@ -148,6 +151,83 @@ func TestExpecter(t *testing.T) {
 	if sized < 20 {
 		t.Errorf("told of %d messages", sized)
 	}
+}
+
+// Where a large message does not say how much it holds, the beginning tells.
+func TestExpecter_Guesses(t *testing.T) {
+	var text bytes.Buffer
+	for i := 0; text.Len() < 4<<20; i++ {
+		fmt.Fprintf(&text, "service-%d-password: %x\n", i, sha256.Sum256([]byte(strconv.Itoa(i))))
+	}
+	small := text.Bytes()[:guessAfter/2]
+	for _, c := range []struct {
+		name     string
+		message  []byte
+		content  []byte
+		notAFile bool
+		told     int // how often
+	}{
+		{"as it is", streamed(t, text.Bytes(), packet.CompressionNone), text.Bytes(), false, 1},
+		{"zip", streamed(t, text.Bytes(), packet.CompressionZIP), text.Bytes(), false, 1},
+		{"gpg", piped(t, text.Bytes()), text.Bytes(), false, 1},
+		{"gpg, armored", piped(t, text.Bytes(), "--armor"), text.Bytes(), false, 1},
+		{"gpg, as it is", piped(t, text.Bytes(), "--armor", "--compress-algo", "none"), text.Bytes(), false, 1},
+		{"gpg, small", piped(t, small), small, false, 0},
+		{"no file", piped(t, text.Bytes()), text.Bytes(), true, 0},
+	} {
+		path := filepath.Join(t.TempDir(), "msg")
+		if err := os.WriteFile(path, c.message, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		src := io.Reader(f)
+		if c.notAFile {
+			src = onlyReader{f}
+		}
+		var out told
+		if err := Decrypt(&out, src, []byte(vectorPass), 1<<30); err != nil || !bytes.Equal(out.Bytes(), c.content) {
+			t.Fatalf("%s: %d bytes, %v", c.name, out.Len(), err)
+		}
+		if len(out.sizes) != c.told {
+			t.Errorf("%s: told %d", c.name, out.sizes)
+		}
+		for _, n := range out.sizes {
+			if off := float64(n)/float64(len(c.content)) - 1; math.Abs(off) > 0.03 {
+				t.Errorf("%s: told %d, and %d came: %+.3f", c.name, n, len(c.content), off)
+			}
+		}
+	}
+}
+
+// piped is what gpg makes of a content whose size it does not know.
+func piped(t *testing.T, content []byte, args ...string) []byte {
+	msg, _ := gpg(t, content, append([]string{"--symmetric", "--s2k-count", "65536"}, args...)...)
+	return msg
+}
+
+// streamed is what the library makes of a content that comes in pieces.
+func streamed(t *testing.T, content []byte, algo packet.CompressionAlgo) []byte {
+	t.Helper()
+	var msg bytes.Buffer
+	w, err := openpgp.SymmetricallyEncrypt(&msg, []byte(vectorPass), nil, &packet.Config{
+		DefaultCipher: packet.CipherAES256, DefaultCompressionAlgo: algo, S2KConfig: &s2k.Config{S2KMode: 3, S2KCount: 65536},
+		CompressionConfig: &packet.CompressionConfig{Level: flate.DefaultCompression}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for len(content) > 0 && err == nil {
+		var n int
+		n, err = w.Write(content[:min(64<<10, len(content))])
+		content = content[n:]
+	}
+	if err = errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return msg.Bytes()
 }
 
 func TestLiteralSize(t *testing.T) {

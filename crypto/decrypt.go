@@ -45,15 +45,25 @@ const (
 // the message tells: on any error the caller must throw away what dst got. The
 // error is a [Fault] or an [*Error] unless dst failed. Content of more than max
 // bytes is ErrTooLarge, and at most max bytes are written. If dst is an [Expecter]
-// it is told how much there will be as soon as the message says that.
+// it is told how much there will be as soon as that can be said.
 func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	in := &source{r: src}
-	size := sizeOf(src)
-	buf := bufio.NewReaderSize(in, min(readAhead, size))
+	file := sizeOf(src)
+	// Buffers need not be larger: to touch memory that a small secret does not need
+	// takes longer than to decrypt it.
+	size := readAhead
+	if file > 0 && file < readAhead {
+		size = int(file) + 512
+	}
+	buf := bufio.NewReaderSize(in, size)
 	body, armored, err := dearmor(buf)
 	if err == nil {
+		out := &output{w: dst, left: max, message: file}
+		if armored {
+			out.message = file / armorLine * armorLineHolds
+		}
 		outer := newAhead(body, size)
-		err = decryptBinary(dst, outer, passphrase, max, size)
+		err = decryptBinary(out, outer, passphrase, size)
 		outer.close()
 	}
 	if err == nil && armored {
@@ -65,20 +75,18 @@ func Decrypt(dst io.Writer, src io.Reader, passphrase []byte, max int64) error {
 	return err
 }
 
-// An Expecter is told about how many bytes will be written. What says that is not
-// yet known to be authentic.
+// An Expecter is told about how many bytes will be written, once at most. What says
+// that is not yet known to be authentic, and may be a guess.
 type Expecter interface{ Expect(n int64) }
 
-// sizeOf is the size of a file, and a little more, or a large number for what is
-// no file. Buffers need not be larger: to touch memory that a small secret does
-// not need takes longer than to decrypt it.
-func sizeOf(src io.Reader) int {
+// sizeOf is the size of a file, and 0 for what is none.
+func sizeOf(src io.Reader) int64 {
 	if f, ok := src.(interface{ Stat() (fs.FileInfo, error) }); ok {
-		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Size() < readAhead {
-			return int(info.Size()) + 512
+		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+			return info.Size()
 		}
 	}
-	return readAhead
+	return 0
 }
 
 // source remembers that reading failed: to the parsers above it that looks
@@ -96,7 +104,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64, size int) error {
+func decryptBinary(dst *output, r io.Reader, passphrase []byte, size int) error {
 	in := bufio.NewReaderSize(r, min(64<<10, size))
 	fast, err := describe(in)
 	if err != nil {
@@ -132,7 +140,7 @@ func decryptBinary(dst io.Writer, r io.Reader, passphrase []byte, max int64, siz
 				return ErrNoIntegrity
 			}
 			data := encryptedPart(p)
-			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, max, size); err != nil {
+			if err := open(dst, p.(packet.EncryptedDataPacket), keys, passphrase, size); err != nil {
 				return err
 			}
 			// The library takes a packet that ends too early for its end.
@@ -194,7 +202,7 @@ func outerFault(err error, begun bool) error {
 }
 
 // open finds the passphrase packet that fits and writes the content to dst.
-func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacket, passphrase []byte, max int64, size int) error {
+func open(dst *output, data packet.EncryptedDataPacket, keys []passphrasePacket, passphrase []byte, size int) error {
 	var prefix []byte
 	if se, ok := data.(*packet.SymmetricallyEncrypted); ok && se.Version == 1 {
 		// Peeked at, not read: the library reads it again.
@@ -215,7 +223,7 @@ func open(dst io.Writer, data packet.EncryptedDataPacket, keys []passphrasePacke
 			fault = ErrDamaged
 			continue
 		}
-		return content(dst, plain, max, size)
+		return content(dst, plain, size)
 	}
 	return fault
 }
@@ -255,14 +263,13 @@ func fits(prefix []byte, cipher packet.CipherFunction, key []byte) bool {
 // content copies the literal data inside the encryption to dst. Whatever is
 // wrong in there is one fault: telling more would tell an attacker who changes
 // the file what came of it.
-func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
-	out := &limited{w: dst, left: max}
+func content(dst *output, plain io.ReadCloser, size int) error {
 	inner := newAhead(plain, size)
 	defer inner.close()
-	err := literal(out, bufio.NewReader(inner), 0)
+	err := literal(dst, bufio.NewReader(&decrypted{inner, dst}), 0, size)
 	switch {
-	case out.err != nil:
-		return out.err
+	case dst.err != nil:
+		return dst.err
 	case err != nil:
 		return err
 	case plain.Close() != nil: // checks the MDC; AEAD checks at EOF
@@ -271,7 +278,7 @@ func content(dst io.Writer, plain io.ReadCloser, max int64, size int) error {
 	return nil
 }
 
-func literal(dst *limited, r *bufio.Reader, depth int) error {
+func literal(dst *output, r *bufio.Reader, depth, size int) error {
 	for skipped := 0; ; {
 		if inflated, err := inflate(r); err != nil {
 			return ErrDamaged
@@ -279,9 +286,11 @@ func literal(dst *limited, r *bufio.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			return literal(dst, bufio.NewReaderSize(inflated, 16<<10), depth+1)
+			plain := newAhead(&decompressed{Reader: inflated, o: dst}, size)
+			defer plain.close()
+			return literal(dst, bufio.NewReaderSize(plain, 16<<10), depth+1, size)
 		}
-		size, sized := literalSize(r)
+		n, known := literalSize(r)
 		p, err := packet.Read(r)
 		if err != nil {
 			return ErrDamaged
@@ -295,13 +304,13 @@ func literal(dst *limited, r *bufio.Reader, depth int) error {
 			if depth > 0 {
 				return ErrDamaged
 			}
-			if err := literal(dst, bufio.NewReaderSize(p.Body, 64<<10), depth+1); err != nil {
+			if err := literal(dst, bufio.NewReaderSize(&decompressed{Reader: p.Body, o: dst}, 64<<10), depth+1, size); err != nil {
 				return err
 			}
 			return atEnd(r)
 		case *packet.LiteralData:
-			if sized {
-				dst.Expect(size)
+			if known {
+				dst.expect(n)
 			}
 			var text io.Writer = dst
 			if p.Format == 't' || p.Format == 'u' || p.Format == 'm' {
@@ -410,32 +419,71 @@ func atEnd(r io.Reader) error {
 // buffer of the caller's choosing.
 type onlyReader struct{ io.Reader }
 
-// limited lets left bytes through and remembers its own errors, so that they
-// are not taken for damage.
-type limited struct {
+// output lets left bytes through and remembers its own errors, so that they are not
+// taken for damage. It also tells how much is to be expected.
+type output struct {
 	w    io.Writer
 	left int64
 	err  error
+
+	message   int64        // about the size of what is encrypted, or 0 where it is not known
+	decrypted int64        // so much of it was read; of who reads
+	inflates  atomic.Int64 // to so much, if it is compressed; as far as one can tell
+	written   int64
+	expected  bool // it was told what to expect
 }
 
-func (l *limited) Write(p []byte) (int, error) {
-	if l.err == nil && int64(len(p)) > l.left {
-		l.err = ErrTooLarge
+func (o *output) Write(p []byte) (int, error) {
+	if o.err == nil && int64(len(p)) > o.left {
+		o.err = ErrTooLarge
 	}
-	if l.err != nil {
-		return 0, l.err
+	if o.err != nil {
+		return 0, o.err
 	}
-	n, err := l.w.Write(p)
-	l.left -= int64(n)
-	l.err = err
+	n, err := o.w.Write(p)
+	o.left -= int64(n)
+	o.err = err
+	if o.written += int64(n); o.written >= guessAfter {
+		o.expect(max(o.message, o.inflates.Load()))
+	}
 	return n, err
 }
 
-// Expect passes on what is expected, where somebody wants to know.
-func (l *limited) Expect(n int64) {
-	if e, ok := l.w.(Expecter); ok {
+// guessAfter is how much of a content tells how well the rest of it was compressed.
+const guessAfter = 1 << 20
+
+// expect tells, once, and not that there will be nothing.
+func (o *output) expect(n int64) {
+	if e, ok := o.w.(Expecter); ok && !o.expected && n > 0 {
 		e.Expect(n)
 	}
+	o.expected = true
+}
+
+// decrypted is what was decrypted, as it is read.
+type decrypted struct {
+	io.Reader
+	o *output
+}
+
+func (d *decrypted) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	d.o.decrypted += int64(n)
+	return n, err
+}
+
+// decompressed is what that was inflated to. Who reads it reads that.
+type decompressed struct {
+	io.Reader
+	o *output
+	n int64
+}
+
+func (d *decompressed) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	d.n += int64(n)
+	d.o.inflates.Store(int64(float64(d.o.message) / float64(d.o.decrypted) * float64(d.n)))
+	return n, err
 }
 
 type withoutCR struct{ w io.Writer }
