@@ -54,7 +54,7 @@ var sections = []section{
 	{"throughput", "Throughput", "One large file, read 1 MiB a call.", "go-fuse memory file", ""},
 	{"too late", "Too late", "The open of a secret that is spent, against the open of a name that never was.", "go-fuse, no such name", ""},
 	{"race", "The race", "So many processes at one secret of 16 KiB at the same moment. The rightful outcome is one that got all, none that got a part, none that hung. Hung is who still waits when for three seconds nobody has ended; the times below leave that wait out.", "", ""},
-	{"race time", "The race: until the last has its answer", "", "oncefs", "benchmarks-race"},
+	{"race time", "The race: until the last has its answer", "Of 10,000 that wait for the same name at once, the kernel wakes all at each answer (d_alloc_parallel in fs/dcache.c; `perf record -a -g`), for none of them may take over what another was told (C9): where they pile up that takes half a minute, where they do not two seconds, and which it is differs from run to run. The FIFO's time is of the few that did not hang.", "oncefs", "benchmarks-race"},
 	{"race cost", "The race: for each process", "", "oncefs", ""},
 	{"afterwards", "Afterwards", "What root finds of the secret after one read: in the memory of the peer's processes (`/proc/PID/mem`), in the page cache (cachestat(2)), at its path, and on the disk (every byte of the filesystem's image, which was synced while the secret waited).", "", ""},
 	{"size", "Size", "While one secret of 4 KiB is served and nobody reads, some seconds after its start. PSS divides the pages of the program that several processes share, RSS counts them for each. The image of oncefs is its binary: it is static and needs nothing else.", "", ""},
