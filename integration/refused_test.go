@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -367,18 +368,40 @@ func TestC13_NoHelper(t *testing.T) {
 	}
 }
 
+// memlocked is a mount that may lock no more than so many KiB, whoever runs it.
+func memlocked(t *testing.T, d *rig.Dir, kib int) *exec.Cmd {
+	args := []string{"sh", "-c", fmt.Sprintf(`ulimit -l %d; exec "$@"`, kib), "sh",
+		rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass}
+	if os.Geteuid() == 0 {
+		args = append([]string{"setpriv", "--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock"}, args...)
+	}
+	return exec.Command(args[0], args[1:]...)
+}
+
 // Memory that cannot be locked: the error names the limit and the remedy.
 func TestM1_MemlockTooSmall(t *testing.T) {
 	d := rig.NewDir(t, bytesOf(200_000))
-	args := []string{rig.Binary(t), "mount", d.Conf, "--enc", d.Enc, "--passphrase-file", d.Pass}
-	c := exec.Command("sh", append([]string{"-c", `ulimit -l 64; exec "$@"`, "sh"}, args...)...)
-	if os.Geteuid() == 0 {
-		c = exec.Command("setpriv", append([]string{"--bounding-set", "-ipc_lock", "--inh-caps", "-ipc_lock", "sh", "-c", `ulimit -l 64; exec "$@"`, "sh"}, args...)...)
-	}
-	r := refusedCommand(t, d, 50, c)
+	r := refusedCommand(t, d, 50, memlocked(t, d, 64))
 	for _, word := range []string{"RLIMIT_MEMLOCK is 65536 bytes", "ulimit -l"} {
 		if !strings.Contains(r.Err, word) {
 			t.Errorf("it does not say %q: %s", word, r.Err)
+		}
+	}
+}
+
+// A secret takes no more locked memory than its own pages, whatever was expected of
+// it: all of the limit can be used.
+func TestM1_MemlockJustEnough(t *testing.T) {
+	for _, n := range []int{5 << 10, 700 << 10, 7 << 20} {
+		kib := (n + 4095) / 4096 * 4
+		for what, b := range map[string][]byte{"random": bytesOf(n), "zeros": make([]byte, n)} {
+			d := rig.NewDir(t, b)
+			m := rig.Start(t, memlocked(t, d, kib), d.Conf)
+			m.WaitReady()
+			if got := rig.Cat(t, d.Secret()); got.Out != string(b) {
+				t.Errorf("%s: %d bytes came of %d", what, len(got.Out), n)
+			}
+			m.Stop()
 		}
 	}
 }

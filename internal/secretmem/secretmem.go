@@ -186,19 +186,27 @@ func (b *Buffer) Size() int64 {
 // one page and a large one few mappings.
 const maxSegment = 16 << 20
 
+// grow maps more: as much as there is, if there is so much, or else less, so that all
+// that may be locked can be used.
 func (b *Buffer) grow() error {
-	n := int64(unix.Getpagesize())
+	page := int64(unix.Getpagesize())
+	n := page
 	if len(b.segs) > 0 {
 		n = min(b.room, maxSegment)
 	}
-	if err := b.add(n); err != nil {
-		var limit unix.Rlimit
-		_ = unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
-		// EAGAIN and ENOMEM are what mmap and mlock say beyond the limit; any
-		// other failure means just as well that the bytes have no safe place.
-		return &LimitError{Need: b.room + n, Limit: limit.Cur, Err: err}
+	err := b.add(n)
+	for err != nil && n > page {
+		n = wholePages(n / 2)
+		err = b.add(n)
 	}
-	return nil
+	if err == nil {
+		return nil
+	}
+	var limit unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit)
+	// EAGAIN and ENOMEM are what mmap and mlock say beyond the limit; any
+	// other failure means just as well that the bytes have no safe place.
+	return &LimitError{Need: b.room + n, Limit: limit.Cur, Err: err}
 }
 
 // add maps n bytes more, of whole pages.
