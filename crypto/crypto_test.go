@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -155,11 +156,8 @@ func TestExpecter(t *testing.T) {
 
 // Where a large message does not say how much it holds, the beginning tells.
 func TestExpecter_Guesses(t *testing.T) {
-	var text bytes.Buffer
-	for i := 0; text.Len() < 4<<20; i++ {
-		fmt.Fprintf(&text, "service-%d-password: %x\n", i, sha256.Sum256([]byte(strconv.Itoa(i))))
-	}
-	small := text.Bytes()[:guessAfter/2]
+	text := passwords(4 << 20)
+	small := text[:guessAfter/2]
 	for _, c := range []struct {
 		name     string
 		message  []byte
@@ -167,13 +165,13 @@ func TestExpecter_Guesses(t *testing.T) {
 		notAFile bool
 		told     int // how often
 	}{
-		{"as it is", streamed(t, text.Bytes(), packet.CompressionNone), text.Bytes(), false, 1},
-		{"zip", streamed(t, text.Bytes(), packet.CompressionZIP), text.Bytes(), false, 1},
-		{"gpg", piped(t, text.Bytes()), text.Bytes(), false, 1},
-		{"gpg, armored", piped(t, text.Bytes(), "--armor"), text.Bytes(), false, 1},
-		{"gpg, as it is", piped(t, text.Bytes(), "--armor", "--compress-algo", "none"), text.Bytes(), false, 1},
+		{"as it is", streamed(t, text, packet.CompressionNone), text, false, 1},
+		{"zip", streamed(t, text, packet.CompressionZIP), text, false, 1},
+		{"gpg", piped(t, text), text, false, 1},
+		{"gpg, armored", piped(t, text, "--armor"), text, false, 1},
+		{"gpg, as it is", piped(t, text, "--armor", "--compress-algo", "none"), text, false, 1},
 		{"gpg, small", piped(t, small), small, false, 0},
-		{"no file", piped(t, text.Bytes()), text.Bytes(), true, 0},
+		{"no file", piped(t, text), text, true, 0},
 	} {
 		path := filepath.Join(t.TempDir(), "msg")
 		if err := os.WriteFile(path, c.message, 0o600); err != nil {
@@ -203,8 +201,47 @@ func TestExpecter_Guesses(t *testing.T) {
 	}
 }
 
+// passwords is a content of that size, of which a third can be compressed away.
+func passwords(size int) []byte {
+	var text bytes.Buffer
+	text.Grow(size + 100)
+	for i := 0; text.Len() < size; i++ {
+		sum := sha256.Sum256([]byte(strconv.Itoa(i)))
+		fmt.Fprintf(&text, "service-%d-password: %s\n", i, base64.StdEncoding.EncodeToString(sum[:]))
+	}
+	return text.Bytes()[:size]
+}
+
+// BenchmarkDecrypt is what the decrypting process does with a large file:
+//
+//	go test ./crypto -run '^$' -bench Decrypt/gpg -benchtime 20x -cpuprofile cpu.out -o crypto.test
+//	go tool pprof -top crypto.test cpu.out
+func BenchmarkDecrypt(b *testing.B) {
+	text := passwords(64 << 20)
+	for name, message := range map[string]func(b *testing.B) []byte{
+		"gpg": func(b *testing.B) []byte { return piped(b, text, "--armor") },
+		"encrypt": func(b *testing.B) []byte {
+			var msg bytes.Buffer
+			if err := Encrypt(&msg, bytes.NewReader(text), []byte(vectorPass), GPG); err != nil {
+				b.Fatal(err)
+			}
+			return msg.Bytes()
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			msg := message(b)
+			b.SetBytes(int64(len(text)))
+			for b.Loop() {
+				if err := Decrypt(io.Discard, bytes.NewReader(msg), []byte(vectorPass), 1<<30); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // piped is what gpg makes of a content whose size it does not know.
-func piped(t *testing.T, content []byte, args ...string) []byte {
+func piped(t testing.TB, content []byte, args ...string) []byte {
 	msg, _ := gpg(t, content, append([]string{"--symmetric", "--s2k-count", "65536"}, args...)...)
 	return msg
 }
@@ -319,7 +356,7 @@ func random(n int) []byte {
 }
 
 // gpg runs the real one on input, with the passphrase.
-func gpg(t *testing.T, in []byte, args ...string) ([]byte, string) {
+func gpg(t testing.TB, in []byte, args ...string) ([]byte, string) {
 	t.Helper()
 	path, err := exec.LookPath("gpg")
 	if err != nil {
