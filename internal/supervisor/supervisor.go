@@ -93,13 +93,15 @@ type supervisor struct {
 	server   *child
 	ready    bool // the server is
 	launcher *child
-	prepared bool      // the launcher is
-	failed   bool      // to exec
-	running  bool      // the launcher is the command now
-	stopping bool      // somebody wants it to end
-	ended    time.Time // when the command did
-	cleared  bool      // nothing is left of it
-	reply    string    // of the server to an order
+	prepared bool             // the launcher is
+	failed   bool             // to exec
+	starting bool             // it was told to be the command
+	running  bool             // the launcher is the command now
+	held     []syscall.Signal // came while it was starting
+	stopping bool             // somebody wants it to end
+	ended    time.Time        // when the command did
+	cleared  bool             // nothing is left of it
+	reply    string           // of the server to an order
 	timer    <-chan time.Time
 	rested   bool // the timer has fired
 }
@@ -199,18 +201,23 @@ func (s *supervisor) command() error {
 		if err := s.launcher.say("go"); err != nil {
 			return err
 		}
+		s.starting = true
 		for s.launcher.lines != nil { // until the exec, or its failure
 			s.step()
 		}
-		s.running = !s.failed
+		s.starting, s.running = false, !s.failed
 	}
 	if s.running {
 		s.Tell(slog.LevelInfo, "command-started", slog.Int("pid", s.launcher.pid))
 		if err := s.front.say("started"); err != nil {
 			s.Tell(slog.LevelError, "not-announced", slog.String("error", err.Error()))
 		}
+		for _, n := range s.held {
+			s.pass(n)
+		}
 		s.until(s.fatal)
 	}
+	s.held = nil
 	s.ended = time.Now()
 	if s.Restart != Never {
 		// Until it is armed again nobody has it, whatever is running still.
@@ -430,15 +437,26 @@ func (s *supervisor) signal(line string) {
 	}
 	switch {
 	case s.running && !s.launcher.ended:
-		unix.Kill(s.launcher.pid, syscall.Signal(n))
+		s.pass(syscall.Signal(n))
+	case s.starting && !stops(n):
+		// It may be the command already, and have said so to whoever signals; or not
+		// yet, and would end by it.
+		s.held = append(s.held, syscall.Signal(n))
 	case s.ready: // between two starts, or about to
-		if stops(n) && !s.launcher.ended {
-			unix.Kill(s.launcher.pid, syscall.Signal(n))
+		if stops(n) {
+			s.pass(syscall.Signal(n))
 		}
 	case s.server != nil && !s.server.ended && (stops(n) || n == int(unix.SIGHUP)):
 		unix.Kill(s.server.pid, unix.SIGTERM)
 	case stops(n) && !s.launcher.ended:
 		unix.Kill(s.launcher.pid, unix.SIGTERM)
+	}
+}
+
+// pass passes a signal on to the command, or to the launcher.
+func (s *supervisor) pass(n syscall.Signal) {
+	if !s.launcher.ended {
+		unix.Kill(s.launcher.pid, n)
 	}
 }
 

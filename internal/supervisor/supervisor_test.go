@@ -1,6 +1,9 @@
 package supervisor
 
 import (
+	"fmt"
+	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +22,39 @@ func TestRestart_PausesAreAKubelets(t *testing.T) {
 		if pause = next(pause, 10*time.Second, c.ran); pause != c.want {
 			t.Errorf("pause %d is %v, want %v", i, pause, c.want)
 		}
+	}
+}
+
+// A signal that comes while the launcher becomes the command waits for that: the
+// command may have told already that it runs.
+func TestSignalsWaitForTheCommand(t *testing.T) {
+	reap, err := newReaper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	launcher, err := start("/bin/bash", func(control int) []string {
+		return []string{"-c", fmt.Sprintf("read -r go <&%[1]d; trap 'exit 3' USR1; exec %[1]d<&-; sleep 1000 & wait", control)}
+	}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer launcher.close()
+	void, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer void.Close()
+	lines := make(chan string, 1)
+	lines <- fmt.Sprintf("signal %d", unix.SIGUSR1)
+	s := &supervisor{Options: Options{Restart: Never, Tell: func(slog.Level, string, ...slog.Attr) {}},
+		reap: reap, front: &link{f: void, lines: lines}, launcher: launcher, prepared: true, ready: true}
+	late := time.AfterFunc(30*time.Second, func() { unix.Kill(launcher.pid, unix.SIGKILL) })
+	defer late.Stop()
+	if err := s.command(); err != nil {
+		t.Fatal(err)
+	}
+	if got := code(launcher.status); got != 3 {
+		t.Errorf("the command ended with %d, not by the signal", got)
 	}
 }
 
