@@ -426,9 +426,9 @@ type output struct {
 	left int64
 	err  error
 
-	message   int64        // about the size of what is encrypted, or 0 where it is not known
-	decrypted int64        // so much of it was read; of who reads
-	inflates  atomic.Int64 // to so much, if it is compressed; as far as one can tell
+	message   int64        // about how much is encrypted, or 0 where that is not known
+	decrypted int64        // how much of it was read; only for who reads it
+	inflates  atomic.Int64 // to how much all of it will be inflated, by what was so far
 	written   int64
 	expected  bool // it was told what to expect
 }
@@ -472,7 +472,7 @@ func (d *decrypted) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// decompressed is what that was inflated to. Who reads it reads that.
+// decompressed is what that was inflated to. Who reads this reads that too.
 type decompressed struct {
 	io.Reader
 	o *output

@@ -31,10 +31,10 @@ type Lookup interface {
 const patience = 2 * time.Second
 
 // Who a thread is holds as long as it goes on asking: between two questions of it that
-// come within briefly of each other it has no time to become another program, which
-// takes the start of its C library alone. (A program that is made to be quicker could
-// as well be loaded into the one that the log will name.) It holds for lasting at
-// most, for a process can be moved to another control group.
+// come within briefly of each other it has no time to become another program, whose C
+// library alone takes longer to start. (A program that is made to be quicker could as
+// well be loaded into the one that the log will name.) It holds for lasting at most,
+// for a process can be moved to another control group.
 const (
 	briefly = 25 * time.Microsecond
 	lasting = time.Millisecond
