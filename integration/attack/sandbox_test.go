@@ -275,6 +275,9 @@ func TestM4_EscapesFail(t *testing.T) {
 		if got := table.add(e.name, "decryptor", did); got != "died" {
 			t.Errorf("decryptor: %s: %s", e.name, got)
 		}
+		// The thread dies of it when it gets to run, and all others with it: until then
+		// they could go on.
+		rig.WaitFor(t, "the decryptor's end", func() bool { return rig.Child(m.Cmd.Process.Pid, "internal-decryptor") == 0 })
 		io.WriteString(w, rig.Passphrase+"\n")
 		w.Close()
 		r.Close()
