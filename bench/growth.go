@@ -60,7 +60,7 @@ func (b *bench) manySecrets(enc string, text []byte, n int) (pss float64, err er
 	defer func() { err = errors.Join(err, d.stop()) }()
 	of := fmt.Sprint(n)
 	b.record.add("growth", "oncefs", of+" secrets, start", "ms", ms(time.Since(begin)))
-	time.Sleep(b.idleFor() / 5)
+	time.Sleep(idle / 5)
 	u, err := measure(tree(d.cmd.Process.Pid))
 	if err != nil {
 		return 0, err
@@ -100,7 +100,7 @@ func (b *bench) manyMounts(enc string, text []byte, counts []int) (err error) {
 		}
 		of := fmt.Sprint(n)
 		b.record.add("growth", "oncefs", of+" mounts, start of each", "ms", median(starts))
-		time.Sleep(b.idleFor() / 5)
+		time.Sleep(idle / 5)
 		var pss float64
 		for _, d := range all {
 			u, err := measure(tree(d.cmd.Process.Pid))

@@ -70,13 +70,9 @@ func kib(file, name string) float64 {
 	return 0
 }
 
-// idleFor is how long nothing is asked of a peer to count how often it wakes.
-func (b *bench) idleFor() time.Duration {
-	if b.short {
-		return time.Second
-	}
-	return 10 * time.Second
-}
+// idle is how long nothing is asked of a peer to count how often it wakes. Half of
+// it before lets what its start took be given back.
+const idle = 10 * time.Second
 
 // size measures what each peer takes while it serves one small secret that
 // nobody reads.
@@ -87,7 +83,7 @@ func (b *bench) size() error {
 	}
 	defer p.stop()
 	// After the start, what can be given back is.
-	time.Sleep(b.idleFor() / 2)
+	time.Sleep(idle / 2)
 	before := map[string]int{}
 	for _, s := range p.served {
 		u, err := measure(tree(s.pid))
@@ -97,7 +93,7 @@ func (b *bench) size() error {
 		}
 		before[s.peer] = u.switches
 	}
-	time.Sleep(b.idleFor())
+	time.Sleep(idle)
 	for _, s := range p.served {
 		u, err := measure(tree(s.pid))
 		if err != nil {
@@ -107,7 +103,7 @@ func (b *bench) size() error {
 		b.record.add("size", s.peer, "resident, shared pages counted each time (RSS)", "MiB", u.rss)
 		b.record.add("size", s.peer, "processes", "", float64(u.processes))
 		b.record.add("size", s.peer, "threads", "", float64(u.threads))
-		b.record.add("size", s.peer, "wake-ups per second, idle", "", float64(u.switches-before[s.peer])/b.idleFor().Seconds())
+		b.record.add("size", s.peer, "wake-ups per second, idle", "", float64(u.switches-before[s.peer])/idle.Seconds())
 		if info, err := os.Stat(s.binary); err == nil {
 			b.record.add("size", s.peer, "binary", "MiB", float64(info.Size())/(1<<20))
 		}
