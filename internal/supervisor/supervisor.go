@@ -448,8 +448,8 @@ func (s *supervisor) signal(line string) {
 		}
 	case s.server != nil && !s.server.ended && (stops(n) || n == int(unix.SIGHUP)):
 		unix.Kill(s.server.pid, unix.SIGTERM)
-	case stops(n) && !s.launcher.ended:
-		unix.Kill(s.launcher.pid, unix.SIGTERM)
+	case stops(n):
+		s.pass(unix.SIGTERM)
 	}
 }
 
