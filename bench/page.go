@@ -176,7 +176,7 @@ func (r *record) targets(w io.Writer) error {
 		if size.bytes > 1<<20 {
 			// In what is smaller both spend nearly all the time in the same S2K.
 			most, hows = 0.9, append(hows, "written by oncefs encrypt")
-			why = "The kernel tells every processor of each page of secret memory when it is first used (flush_tlb_kernel_range in mm/secretmem.c), which takes longest on a virtual machine. It is done before the bytes come, in part while the S2K is computed; `perf record -a -g` shows what it takes of both processors."
+			why = "See *Start to content* for what 64 MiB cost; secret memory costs most on a virtual machine."
 		}
 		for _, how := range hows {
 			name := size.name + ", " + how

@@ -101,9 +101,9 @@ func (b *bench) oneRead(where []place) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	// sorted times n reads, each so long after the one before.
-	sorted := func(w place, n int, rest time.Duration) ([]time.Duration, error) {
+	sorted := func(w place, n int, pause time.Duration) ([]time.Duration, error) {
 		for i := range times[:n] {
-			time.Sleep(rest)
+			time.Sleep(pause)
 			begin := time.Now()
 			fd, err := unix.Open(w.path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err != nil {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,6 +55,13 @@ func decrypt(msg []byte, pass string, max int64) ([]byte, error) {
 // quick encrypts with a small S2K count, so that tests of framing are fast.
 func quick(t testing.TB, plain []byte, config *packet.Config) []byte {
 	t.Helper()
+	return streamed(t, plain, len(plain), config)
+}
+
+// streamed is quick for a content that comes in pieces, so that the message does not
+// tell its size.
+func streamed(t testing.TB, plain []byte, piece int, config *packet.Config) []byte {
+	t.Helper()
 	if config == nil {
 		config = &packet.Config{DefaultCipher: packet.CipherAES256}
 	}
@@ -63,8 +71,10 @@ func quick(t testing.TB, plain []byte, config *packet.Config) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(plain); err != nil {
-		t.Fatal(err)
+	for part := range slices.Chunk(plain, max(1, piece)) {
+		if _, err := w.Write(part); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -158,6 +168,8 @@ func TestExpecter(t *testing.T) {
 func TestExpecter_Guesses(t *testing.T) {
 	text := passwords(4 << 20)
 	small := text[:guessAfter/2]
+	zip := &packet.Config{DefaultCipher: packet.CipherAES256, DefaultCompressionAlgo: packet.CompressionZIP,
+		CompressionConfig: &packet.CompressionConfig{Level: flate.DefaultCompression}}
 	for _, c := range []struct {
 		name     string
 		message  []byte
@@ -165,8 +177,8 @@ func TestExpecter_Guesses(t *testing.T) {
 		notAFile bool
 		told     int // how often
 	}{
-		{"as it is", streamed(t, text, packet.CompressionNone), text, false, 1},
-		{"zip", streamed(t, text, packet.CompressionZIP), text, false, 1},
+		{"as it is", streamed(t, text, 64<<10, nil), text, false, 1},
+		{"zip", streamed(t, text, 64<<10, zip), text, false, 1},
 		{"gpg", piped(t, text), text, false, 1},
 		{"gpg, armored", piped(t, text, "--armor"), text, false, 1},
 		{"gpg, as it is", piped(t, text, "--armor", "--compress-algo", "none"), text, false, 1},
@@ -244,27 +256,6 @@ func BenchmarkDecrypt(b *testing.B) {
 func piped(t testing.TB, content []byte, args ...string) []byte {
 	msg, _ := gpg(t, content, append([]string{"--symmetric", "--s2k-count", "65536"}, args...)...)
 	return msg
-}
-
-// streamed is what the library makes of a content that comes in pieces.
-func streamed(t *testing.T, content []byte, algo packet.CompressionAlgo) []byte {
-	t.Helper()
-	var msg bytes.Buffer
-	w, err := openpgp.SymmetricallyEncrypt(&msg, []byte(vectorPass), nil, &packet.Config{
-		DefaultCipher: packet.CipherAES256, DefaultCompressionAlgo: algo, S2KConfig: &s2k.Config{S2KMode: 3, S2KCount: 65536},
-		CompressionConfig: &packet.CompressionConfig{Level: flate.DefaultCompression}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for len(content) > 0 && err == nil {
-		var n int
-		n, err = w.Write(content[:min(64<<10, len(content))])
-		content = content[n:]
-	}
-	if err = errors.Join(err, w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	return msg.Bytes()
 }
 
 func TestLiteralSize(t *testing.T) {

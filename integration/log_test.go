@@ -122,17 +122,14 @@ func TestC20_LocalTime(t *testing.T) {
 // Who reads is named by the program that opens, also where the same process looked
 // at the file, or read it, as another one a moment before.
 func TestC20_WhoOpensIsNamed(t *testing.T) {
-	program := func(name string) string {
-		path, err := exec.LookPath(name)
-		if err == nil {
-			path, err = filepath.EvalSymlinks(path)
-		}
+	program := func(name, debianPackage string) string {
+		path, err := filepath.EvalSymlinks(rig.Need(t, name, debianPackage))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	sh, cat := program("sh"), program("cat")
+	sh, cat := program("sh", "dash"), program("cat", "coreutils")
 	d := rig.NewDir(t, []byte(content))
 	m := d.MountOver("--reads", "60")
 	n := 0
